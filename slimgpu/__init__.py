@@ -1,0 +1,3 @@
+"""slimgpu makes GPU serving images small and their cold starts short."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""``python -m slimgpu``."""
+
+from slimgpu.cli.main import run
+
+run()

@@ -1,0 +1,69 @@
+"""Every error that slimgpu raises on purpose, one class per exit code and cause.
+
+::
+
+    SlimgpuError                 1  failed
+    ├── UsageError               2  a wrong argument, reference or configuration
+    ├── RefusedError             3  a gate or a verification said no
+    ├── RegistryError            4  a registry's answer, or credentials
+    ├── MissingComponentError    5  an engine, a GPU or a tool that is not there
+    ├── NotFoundError            1  no such image, tag, blob or path
+    ├── ImageError               1  an image that breaks its format
+    │   └── DigestError          1  bytes that do not match their digest
+    ├── BrokenClosureError       1  a build that would break what it keeps
+    └── DestinationError         1  a destination that cannot be written
+
+A message is one sentence that names the input and the way out. Values of secrets never go into one.
+"""
+
+from __future__ import annotations
+
+
+class SlimgpuError(Exception):
+    """Base of all; ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(SlimgpuError):
+    """The caller asked for something that cannot be: mend the arguments or the configuration."""
+
+    exit_code = 2
+
+
+class RefusedError(SlimgpuError):
+    """A gate or a verification ran to its end and said no."""
+
+    exit_code = 3
+
+
+class RegistryError(SlimgpuError):
+    """A registry refused, failed or could not be reached, or its credentials were not accepted."""
+
+    exit_code = 4
+
+
+class MissingComponentError(SlimgpuError):
+    """Something outside slimgpu is needed and not there."""
+
+    exit_code = 5
+
+
+class NotFoundError(SlimgpuError):
+    """The image, tag, blob or path that was named does not exist."""
+
+
+class ImageError(SlimgpuError):
+    """Image content that breaks its format; the message names the layer and the path."""
+
+
+class DigestError(ImageError):
+    """Bytes that do not hash to the digest that names them."""
+
+
+class BrokenClosureError(SlimgpuError):
+    """The slim image would lack a library or a file that something kept still needs."""
+
+
+class DestinationError(SlimgpuError):
+    """The destination exists with other content, is in use, or cannot be written."""

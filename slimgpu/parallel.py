@@ -1,0 +1,104 @@
+"""Executors and the two ways work flows through them: in order with a bound, and ahead of the reader."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def default_jobs() -> int:
+    """The number of cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def ordered_map(
+    executor: Executor, function: Callable[[T], R], items: Iterable[T], window: int
+) -> Iterator[R]:
+    """``map`` with at most ``window`` items under way, results in the order of ``items``.
+
+    Unlike `Executor.map` it draws from ``items`` only as results are taken, so memory stays bounded.
+    """
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(function, item))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _End:
+    pass
+
+
+class _Feed(Generic[T]):
+    """The bounded queue between a producing thread and its reader."""
+
+    def __init__(self, depth: int) -> None:
+        self._queue: queue.Queue[T | _Failure | _End] = queue.Queue(maxsize=depth)
+        self._abandoned = threading.Event()
+
+    def produce(self, items: Iterable[T]) -> None:
+        try:
+            for item in items:
+                if not self._put(item):
+                    return
+            self._put(_End())
+        except BaseException as error:  # noqa: BLE001 - handed to the reader, who raises it
+            self._put(_Failure(error))
+
+    def _put(self, item: T | _Failure | _End) -> bool:
+        while not self._abandoned.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def read(self) -> Iterator[T]:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, _End):
+                return
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+
+
+def readahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
+    """Yield ``items`` while a thread already produces up to ``depth`` of the next ones.
+
+    An error of the producer is raised here, at its place in the sequence. Closing the generator ends the
+    thread before the next item.
+    """
+    feed: _Feed[T] = _Feed(depth)
+    thread = threading.Thread(target=feed.produce, args=(items,), daemon=True, name="readahead")
+    thread.start()
+    try:
+        yield from feed.read()
+    finally:
+        feed.abandon()
+        thread.join()

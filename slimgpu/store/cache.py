@@ -1,0 +1,138 @@
+"""The local cache: layers unpacked to plain tar files, and facts derived from them.
+
+::
+
+    <root>/layers/<hex>.tar      an uncompressed layer, named by its diff id
+    <root>/layers/<hex>.seen     the boot during which it was last known to be right
+    <root>/derived/<kind>/<hex>  what some computation made of it
+
+Content is written to a temporary name and renamed, so a killed process leaves nothing wrong behind. Spooled
+layers are not fsynced (a multi-gigabyte wait for what can be fetched again); instead a layer that was written
+before the last boot is hashed once more before it is used, since only a power loss can have torn it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+from filelock import FileLock
+
+from slimgpu.oci.digest import verified
+from slimgpu.parallel import readahead
+from slimgpu.store.files import atomic_file
+from slimgpu.store.inflate import inflate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from slimgpu.oci.image import Layer
+    from slimgpu.progress import Task
+
+_DIRECTORY_VARIABLE = "SLIMGPU_CACHE_DIR"
+
+
+def default_cache_directory() -> Path:
+    """``SLIMGPU_CACHE_DIR``, else the platform's cache directory for slimgpu."""
+    chosen = os.environ.get(_DIRECTORY_VARIABLE)
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("slimgpu"))
+
+
+class Cache:
+    """A cache directory; any number of processes may use one at the same time."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or default_cache_directory()
+        self._layers = self.root / "layers"
+
+    def temporary_directory(self) -> Path:
+        """A directory on the cache's disk for what a single run needs."""
+        path = self.root / "tmp"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def layer(self, layer: Layer, task: Task) -> Path:
+        """The layer's uncompressed tar as a file, spooled now if it is not there yet.
+
+        ``task`` advances by the stored bytes (those of the compressed blob). Raises `DigestError` when the
+        blob or the tar does not match its digest.
+        """
+        path = self._layers / f"{_hex(layer.diff_id)}.tar"
+        self._layers.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if self._is_sound(path, layer.diff_id):
+                task.advance(layer.descriptor.size)
+            else:
+                _spool(layer, path, task)
+                self._mark_seen(path)
+        return path
+
+    def _is_sound(self, path: Path, diff_id: str) -> bool:
+        if not path.exists():
+            return False
+        if _read_text(path.with_suffix(".seen")) == _boot_id():
+            return True
+        if _hash_file(path) != diff_id:
+            return False
+        self._mark_seen(path)
+        return True
+
+    @staticmethod
+    def _mark_seen(path: Path) -> None:
+        with atomic_file(path.with_suffix(".seen"), sync=False) as file:
+            file.write(_boot_id().encode())
+
+    def derived(self, kind: str, digest: str, compute: Callable[[], bytes]) -> bytes:
+        """``compute()``'s result, kept under ``kind`` (which names its version) and ``digest``."""
+        path = self.root / "derived" / kind / _hex(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock")):
+            if path.exists():
+                return path.read_bytes()
+            data = compute()
+            with atomic_file(path) as file:
+                file.write(data)
+            return data
+
+
+def _hex(digest: str) -> str:
+    return digest.partition(":")[2]
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _boot_id() -> str:
+    return _read_text(Path("/proc/sys/kernel/random/boot_id")) or "unknown boot"
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _spool(layer: Layer, path: Path, task: Task) -> None:
+    """Fetch, check, inflate, check and write at once, each in a thread of its own."""
+    what = f"layer {layer.descriptor.digest}"
+    with layer.open() as stored, atomic_file(path, sync=False) as file:
+        tar = unpacked(_counted(stored, task), what)
+        for chunk in verified(tar, layer.diff_id, None, f"the unpacked {what}"):
+            file.write(chunk)
+
+
+def unpacked(stored: Iterable[bytes], what: str) -> Iterator[bytes]:
+    """A blob's uncompressed bytes, with reading and inflating in a thread each."""
+    return readahead(inflate(readahead(stored), what))
+
+
+def _counted(chunks: Iterable[bytes], task: Task) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        task.advance(len(chunk))

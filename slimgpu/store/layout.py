@@ -1,0 +1,188 @@
+"""OCI image layouts: a directory with ``oci-layout``, ``index.json`` and ``blobs/``.
+
+Source: https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.errors import DestinationError, ImageError, NotFoundError
+from slimgpu.oci import media
+from slimgpu.oci.digest import check_bytes
+from slimgpu.oci.manifest import Descriptor, Index, choose, dump, is_index, parse_index, parse_manifest
+from slimgpu.oci.mutate import open_file, parse_image
+from slimgpu.store.files import atomic_file, exclusive, write_blob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slimgpu.oci.image import Image, Layer
+    from slimgpu.oci.manifest import Platform
+    from slimgpu.oci.mutate import OpenBlob
+    from slimgpu.progress import Task
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+_MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFile:
+    """Where a blob lies: a whole file, or a part of one (an archive's member)."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The whole blob, for documents."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class BlobFiles:
+    """The blobs of a layout directory by digest."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def document(self, name: str) -> bytes:
+        """``index.json`` or ``oci-layout``; FileNotFoundError when it is missing."""
+        return (self._root / name).read_bytes()
+
+    def find(self, digest: str) -> BlobFile:
+        """The blob's place; FileNotFoundError when it is missing."""
+        path = self._root / "blobs" / digest.replace(":", "/")
+        return BlobFile(path, 0, path.stat().st_size)
+
+
+def read_layout(name: str, blobs: BlobFiles, tag: str | None, platform: Platform) -> Image:
+    """The image tagged ``tag`` (None: the only one), for ``platform``."""
+    try:
+        index = parse_index(blobs.document("index.json"), f"the index of {name}")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{name} is not an OCI layout: index.json is missing") from error
+    descriptor = _select(index, tag, name) if _has_names(index) or tag else choose(index, platform, name)
+    data = _read(blobs, descriptor, name)
+    for _ in range(3):
+        if not is_index(descriptor.media_type, data):
+            break
+        descriptor = choose(parse_index(data, f"an index of {name}"), platform, name)
+        data = _read(blobs, descriptor, name)
+    manifest = parse_manifest(data, f"the manifest of {name}")
+    config = _read(blobs, manifest.config, name)
+    return parse_image(name, data, config, lambda layer: _open(blobs, layer, name))
+
+
+def _select(index: Index, tag: str | None, name: str) -> Descriptor:
+    names = [(m.annotations or {}).get(REF_NAME) for m in index.manifests]
+    chosen = [m for m, n in zip(index.manifests, names, strict=True) if tag is None or _is_named(n, tag)]
+    if len(chosen) == 1 or (chosen and len({m.digest for m in chosen}) == 1):
+        return chosen[0]
+    tags = ", ".join(sorted(n for n in names if n)) or "none"
+    if tag is not None:
+        raise NotFoundError(f"{name} is not in the layout; its tags are: {tags}")
+    raise NotFoundError(f"{name} holds several images; add one of its tags: {tags}")
+
+
+def _has_names(index: Index) -> bool:
+    """Without any name, several manifests are one image for several platforms, as buildx exports it."""
+    return any(REF_NAME in (manifest.annotations or {}) for manifest in index.manifests)
+
+
+def _is_named(name: str | None, tag: str) -> bool:
+    return name == tag or (name is not None and name.endswith(f":{tag}"))
+
+
+def _read(blobs: BlobFiles, descriptor: Descriptor, name: str) -> bytes:
+    blob = _find(blobs, descriptor, name)
+    return check_bytes(blob.read(), descriptor.digest, f"{descriptor.media_type} in {name}")
+
+
+def _find(blobs: BlobFiles, descriptor: Descriptor, name: str) -> BlobFile:
+    try:
+        return blobs.find(descriptor.digest)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} lacks the blob {descriptor.digest} ({descriptor.media_type})") from error
+
+
+def _open(blobs: BlobFiles, layer: Descriptor, name: str) -> OpenBlob:
+    blob = _find(blobs, layer, name)
+    return open_file(blob.path, blob.offset, blob.size)
+
+
+class LayoutWriter:
+    """Writes images into a layout directory, which is locked as long as the writer is open."""
+
+    def __init__(self, root: Path, tag: str | None) -> None:
+        self._root = root
+        self._tag = tag
+        self.workspace = root.parent / f".{root.name}.slimgpu.partial"
+
+    @contextmanager
+    def opened(self) -> Iterator[LayoutWriter]:
+        """Lock the destination and prepare the workspace; what is left in it at the end goes."""
+        if self._root.exists() and not (self._root / "oci-layout").exists() and any(self._root.iterdir()):
+            raise DestinationError(f"{self._root} is in use by something else; choose another destination")
+        with exclusive(self._root):
+            shutil.rmtree(self.workspace, ignore_errors=True)
+            self.workspace.mkdir(parents=True)
+            try:
+                yield self
+            finally:
+                shutil.rmtree(self.workspace, ignore_errors=True)
+
+    def write(self, image: Image, task: Task) -> str:
+        """Add the image; gives its digest. ``task`` advances by the layers' stored bytes."""
+        staged = self.workspace
+        (staged / "oci-layout").write_bytes(_MARKER)
+        for layer in image.layers:
+            self._add_layer(layer)
+            task.advance(layer.descriptor.size)
+        write_blob(staged / "blobs", [image.raw_config])
+        digest, size, _ = write_blob(staged / "blobs", [image.raw_manifest])
+        entry = Descriptor(
+            image.manifest.media_type or media.OCI_MANIFEST,
+            digest,
+            size,
+            annotations={REF_NAME: self._tag} if self._tag else None,
+            platform=image.config.platform,
+        )
+        self._publish(entry)
+        return digest
+
+    def _add_layer(self, layer: Layer) -> None:
+        part = layer.descriptor.digest.replace(":", "/")
+        if (self.workspace / "blobs" / part).exists() or (self._root / "blobs" / part).exists():
+            return
+        with layer.open() as chunks:
+            write_blob(self.workspace / "blobs", chunks)
+
+    def _publish(self, entry: Descriptor) -> None:
+        """Make the staged image visible: by one rename for a new layout, else by its index."""
+        present = self._present_index()
+        others = tuple(m for m in present.manifests if (m.annotations or {}).get(REF_NAME) != self._tag)
+        same = tuple(m for m in others if m.digest != entry.digest or m.annotations != entry.annotations)
+        index = replace(present, manifests=(*same, entry))
+        with atomic_file(self.workspace / "index.json") as file:
+            file.write(dump(index))
+        if not self._root.exists() or not any(self._root.iterdir()):
+            self.workspace.replace(self._root)
+            return
+        for blob in (self.workspace / "blobs").glob("*/*"):
+            final = self._root / "blobs" / blob.parent.name / blob.name
+            final.parent.mkdir(parents=True, exist_ok=True)
+            blob.replace(final)
+        (self.workspace / "index.json").replace(self._root / "index.json")
+
+    def _present_index(self) -> Index:
+        try:
+            data = (self._root / "index.json").read_bytes()
+        except FileNotFoundError:
+            return Index(schema_version=2, media_type=media.OCI_INDEX)
+        return parse_index(data, f"the index of {self._root}")

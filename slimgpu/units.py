@@ -1,0 +1,42 @@
+"""Sizes and durations as people write and read them: decimal units, as registries and disks use."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+
+
+def format_size(count: int) -> str:
+    """``1_234_567`` as ``'1.23 MB'``; three significant digits."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5:  # noqa: PLR2004 - what would round to four digits
+            return _three_digits(value, unit)
+        value /= 1000
+    return _three_digits(value, "TB")
+
+
+def _three_digits(value: float, unit: str) -> str:
+    if unit == "B":
+        return f"{value:.0f} B"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0  # noqa: PLR2004
+    return f"{value:.{digits}f} {unit}"
+
+
+def parse_size(text: str) -> int:
+    """``'1.5 GB'``, ``'512Mi'`` or ``'100'`` as bytes; ValueError when it is none of these."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write it like 500MB, 1.5GB or 2Gi")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+def format_seconds(seconds: float) -> str:
+    """``75.3`` as ``'1 m 15 s'``, ``2.345`` as ``'2.3 s'``."""
+    if seconds < 60:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} m {rest:02d} s"
