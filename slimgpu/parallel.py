@@ -6,11 +6,11 @@ import os
 import queue
 import threading
 from collections import deque
-from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Executor, Future
 
 T = TypeVar("T")
 R = TypeVar("R")

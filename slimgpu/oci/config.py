@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from slimgpu.oci.digest import is_digest
 from slimgpu.oci.manifest import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,13 @@ class ImageConfig:
         return section if isinstance(section, dict) else {}
 
     @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables of ``Env``, the last setting of each."""
+        settings = self.runtime.get("Env")
+        pairs = (str(item).partition("=") for item in settings) if isinstance(settings, list) else ()
+        return {name: value for name, _, value in pairs}
+
+    @property
     def history(self) -> tuple[Mapping[str, Any], ...]:
         """One entry a build step; those with ``empty_layer`` have no layer."""
         entries = self.document.get("history")
@@ -72,9 +80,7 @@ class ImageConfig:
         count = len(self.diff_ids)
         return tuple(made) if len(made) == count else ("",) * count
 
-    def with_layers(
-        self, diff_ids: Sequence[str], steps: Sequence[str], labels: Mapping[str, str]
-    ) -> ImageConfig:
+    def with_layers(self, diff_ids: Sequence[str], steps: Sequence[str], labels: Mapping[str, str]) -> ImageConfig:
         """The same configuration over other layers.
 
         The old history stays, marked as having no layers, and each new layer adds its own entry; the labels

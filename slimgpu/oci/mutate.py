@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimgpu.errors import ImageError
 from slimgpu.oci import media
@@ -13,6 +13,9 @@ from slimgpu.oci.config import ImageConfig
 from slimgpu.oci.digest import digest_bytes, verified
 from slimgpu.oci.image import CHUNK, Image, Layer
 from slimgpu.oci.manifest import Descriptor, Manifest, dump, parse_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OpenBlob = Callable[[], AbstractContextManager[Iterator[bytes]]]
 

@@ -57,7 +57,10 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the right to write ``path``; `DestinationError` at once when another process holds it."""
+    """Hold the right to write ``path``.
+
+    Raises `DestinationError` at once when another process holds it, or when its directory cannot be written.
+    """
     lock = FileLock(path.parent / f".{path.name}.slimgpu.lock", timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +68,10 @@ def exclusive(path: Path) -> Iterator[None]:
     except Timeout as error:
         raise DestinationError(
             f"{path} is being written by another slimgpu; wait for it or choose another destination"
+        ) from error
+    except OSError as error:
+        raise DestinationError(
+            f"{path} cannot be written ({error.strerror or error}); choose another destination"
         ) from error
     try:
         yield

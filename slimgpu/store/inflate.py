@@ -26,6 +26,7 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE: Final = tuple(bytes([0x50 + i, 0x2A, 0x4D, 0x18]) for i in range(16))
 _FOREIGN: Final = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4"}
 
+_GzipError = cast("type[Exception]", igzip_lib.IsalError)  # its stub says that it is an instance
 _FREE: Final = 1024**3
 _MAX_RATIO: Final = 200
 _MAX_LAYER_VARIABLE: Final = "SLIMGPU_MAX_LAYER_SIZE"
@@ -110,7 +111,7 @@ def _gunzip(chunks: Iterable[bytes], what: str) -> Iterator[bytes]:
                 data = b""
                 if decoder.eof:
                     data, decoder = decoder.unused_data.lstrip(b"\0"), None
-    except igzip_lib.IsalError as error:
+    except _GzipError as error:
         raise ImageError(f"{what} is not valid gzip ({error}); fetch or copy the image again") from error
     if decoder is not None:
         raise ImageError(f"{what} is truncated gzip; fetch or copy the image again")

@@ -9,14 +9,15 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from slimgpu.errors import DestinationError, ImageError, NotFoundError
 from slimgpu.oci import media
 from slimgpu.oci.digest import check_bytes
-from slimgpu.oci.manifest import Descriptor, Index, choose, dump, is_index, parse_index, parse_manifest
-from slimgpu.oci.mutate import open_file, parse_image
-from slimgpu.store.files import atomic_file, exclusive, write_blob
+from slimgpu.oci.manifest import Descriptor, Index, choose, dump, parse_index
+from slimgpu.oci.mutate import open_file
+from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_image
+from slimgpu.store.files import atomic_file, exclusive, sync_directory, write_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,16 @@ class BlobFile:
             return file.read(self.size)
 
 
+class Blobs(Protocol):
+    """Where a layout's documents and blobs are: a directory, or an archive of one."""
+
+    def document(self, name: str) -> bytes:
+        """``index.json`` or ``oci-layout``; FileNotFoundError when it is missing."""
+
+    def find(self, digest: str) -> BlobFile:
+        """The blob's place; FileNotFoundError when it is missing."""
+
+
 class BlobFiles:
     """The blobs of a layout directory by digest."""
 
@@ -52,31 +63,31 @@ class BlobFiles:
         self._root = root
 
     def document(self, name: str) -> bytes:
-        """``index.json`` or ``oci-layout``; FileNotFoundError when it is missing."""
-        return (self._root / name).read_bytes()
+        """See `Blobs.document`; no more is read than tells that it is too long."""
+        with (self._root / name).open("rb") as file:
+            return file.read(MAX_DOCUMENT + 1)
 
     def find(self, digest: str) -> BlobFile:
-        """The blob's place; FileNotFoundError when it is missing."""
+        """See `Blobs.find`."""
         path = self._root / "blobs" / digest.replace(":", "/")
         return BlobFile(path, 0, path.stat().st_size)
 
 
-def read_layout(name: str, blobs: BlobFiles, tag: str | None, platform: Platform) -> Image:
+def read_layout(name: str, blobs: Blobs, tag: str | None, platform: Platform) -> Image:
     """The image tagged ``tag`` (None: the only one), for ``platform``."""
     try:
         index = parse_index(blobs.document("index.json"), f"the index of {name}")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{name} is not an OCI layout: index.json is missing") from error
     descriptor = _select(index, tag, name) if _has_names(index) or tag else choose(index, platform, name)
-    data = _read(blobs, descriptor, name)
-    for _ in range(3):
-        if not is_index(descriptor.media_type, data):
-            break
-        descriptor = choose(parse_index(data, f"an index of {name}"), platform, name)
-        data = _read(blobs, descriptor, name)
-    manifest = parse_manifest(data, f"the manifest of {name}")
-    config = _read(blobs, manifest.config, name)
-    return parse_image(name, data, config, lambda layer: _open(blobs, layer, name))
+    return resolve_image(
+        name,
+        descriptor.media_type,
+        _read(blobs, descriptor, name),
+        platform,
+        lambda document: _read(blobs, document, name),
+        lambda layer: _open(blobs, layer, name),
+    )
 
 
 def _select(index: Index, tag: str | None, name: str) -> Descriptor:
@@ -99,25 +110,29 @@ def _is_named(name: str | None, tag: str) -> bool:
     return name == tag or (name is not None and name.endswith(f":{tag}"))
 
 
-def _read(blobs: BlobFiles, descriptor: Descriptor, name: str) -> bytes:
+def _read(blobs: Blobs, descriptor: Descriptor, name: str) -> bytes:
     blob = _find(blobs, descriptor, name)
-    return check_bytes(blob.read(), descriptor.digest, f"{descriptor.media_type} in {name}")
+    what = f"{descriptor.media_type} in {name}"
+    check_document_size(blob.size, what)
+    return check_bytes(blob.read(), descriptor.digest, what)
 
 
-def _find(blobs: BlobFiles, descriptor: Descriptor, name: str) -> BlobFile:
+def _find(blobs: Blobs, descriptor: Descriptor, name: str) -> BlobFile:
     try:
         return blobs.find(descriptor.digest)
     except FileNotFoundError as error:
         raise ImageError(f"{name} lacks the blob {descriptor.digest} ({descriptor.media_type})") from error
 
 
-def _open(blobs: BlobFiles, layer: Descriptor, name: str) -> OpenBlob:
+def _open(blobs: Blobs, layer: Descriptor, name: str) -> OpenBlob:
     blob = _find(blobs, layer, name)
     return open_file(blob.path, blob.offset, blob.size)
 
 
 class LayoutWriter:
     """Writes images into a layout directory, which is locked as long as the writer is open."""
+
+    stores: Literal["compressed", "plain"] = "compressed"
 
     def __init__(self, root: Path, tag: str | None) -> None:
         self._root = root
@@ -127,7 +142,7 @@ class LayoutWriter:
     @contextmanager
     def opened(self) -> Iterator[LayoutWriter]:
         """Lock the destination and prepare the workspace; what is left in it at the end goes."""
-        if self._root.exists() and not (self._root / "oci-layout").exists() and any(self._root.iterdir()):
+        if self._is_foreign():
             raise DestinationError(f"{self._root} is in use by something else; choose another destination")
         with exclusive(self._root):
             shutil.rmtree(self.workspace, ignore_errors=True)
@@ -136,6 +151,11 @@ class LayoutWriter:
                 yield self
             finally:
                 shutil.rmtree(self.workspace, ignore_errors=True)
+
+    def _is_foreign(self) -> bool:
+        if not self._root.is_dir():
+            return self._root.exists()
+        return not (self._root / "oci-layout").exists() and any(self._root.iterdir())
 
     def write(self, image: Image, task: Task) -> str:
         """Add the image; gives its digest. ``task`` advances by the layers' stored bytes."""
@@ -173,12 +193,14 @@ class LayoutWriter:
             file.write(dump(index))
         if not self._root.exists() or not any(self._root.iterdir()):
             self.workspace.replace(self._root)
+            sync_directory(self._root.parent)
             return
         for blob in (self.workspace / "blobs").glob("*/*"):
             final = self._root / "blobs" / blob.parent.name / blob.name
             final.parent.mkdir(parents=True, exist_ok=True)
             blob.replace(final)
         (self.workspace / "index.json").replace(self._root / "index.json")
+        sync_directory(self._root)
 
     def _present_index(self) -> Index:
         try:

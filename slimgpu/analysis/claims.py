@@ -1,0 +1,127 @@
+"""Which rule each file belongs to, and what is held back because something kept needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.analysis.rules import RULES
+from slimgpu.analysis.rules.rule import Effect, Match, Rule
+from slimgpu.elf.closure import Loader, search_directories
+from slimgpu.rootfs.entry import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slimgpu.analysis.facts import Facts
+
+_ALTERNATIVES: Final = "etc/alternatives/"
+_DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A rule's answer about one file."""
+
+    rule: Rule
+    match: Match
+
+    @property
+    def effect(self) -> Effect:
+        """What ``build`` does with the file."""
+        return Effect.KEEP if self.match.held else self.rule.effect
+
+
+Claims = Mapping[str, Claim]
+"""By path; files without a claim are kept and nothing is said of them."""
+
+
+def claim(facts: Facts) -> dict[str, Claim]:
+    """Every claim, with what the kept files need held back."""
+    claims: dict[str, Claim] = {}
+    for rule in RULES:
+        if rule.partial is None:
+            for match in rule.find(facts):
+                claims.setdefault(match.path, Claim(rule, match))
+    _hold(claims, _started(facts), "the image starts it")
+    _follow_links(facts, claims)
+    _hold_needed(facts, claims)
+    return _relink(claims)
+
+
+def _goes(claims: Claims, path: str) -> bool:
+    claim = claims.get(path)
+    return claim is not None and claim.effect is Effect.DROP
+
+
+def _hold(claims: dict[str, Claim], paths: Iterator[str], why: str) -> list[str]:
+    """Keep ``paths`` after all; gives those that were to go."""
+    going = [path for path in paths if _goes(claims, path)]
+    for path in going:
+        match = claims[path].match
+        claims[path] = replace(claims[path], match=replace(match, evidence=f"{match.evidence}: {why}", held=True))
+    return going
+
+
+def _started(facts: Facts) -> Iterator[str]:
+    """What the image's entry point and command lead to."""
+    runtime = facts.config.runtime
+    directories = facts.config.environment.get("PATH", _DEFAULT_PATH).split(":")
+    for command in (runtime.get("Entrypoint"), runtime.get("Cmd")):
+        if not isinstance(command, list) or not command:
+            continue
+        for word in map(str, command):
+            places = [word] if "/" in word else [f"{directory}/{word}" for directory in directories]
+            for place in places:
+                yield from facts.files.tree.trail(place) or ()
+
+
+def _follow_links(facts: Facts, claims: dict[str, Claim]) -> None:
+    """A kept symlink holds what it leads to; one of Debian's alternatives goes along with it."""
+    for path, node in facts.files.nodes.items():
+        if node.inode.entry.kind is not Kind.SYMLINK or path in claims:
+            continue
+        trail = facts.files.tree.trail(path) or [path]
+        if not _goes(claims, trail[-1]):
+            continue
+        if any(step.startswith(_ALTERNATIVES) for step in trail):
+            target = claims[trail[-1]]
+            claims[path] = replace(target, match=Match(path, f"alternative that leads to {trail[-1]}"))
+        else:
+            _hold(claims, iter(trail), f"the symlink {path} leads to it")
+
+
+def _hold_needed(facts: Facts, claims: dict[str, Claim]) -> None:
+    """Keep every library that a kept ELF file needs, and what those need in turn."""
+    loader = loader_of(facts)
+    pending = [path for path in facts.elf if not _goes(claims, path)]
+    while pending:
+        path = pending.pop()
+        for provider in loader.providers(path).values():
+            needed = iter((provider.path, *provider.links))
+            pending += [held for held in _hold(claims, needed, f"{path} needs it") if held in facts.elf]
+
+
+def loader_of(facts: Facts) -> Loader:
+    """The image's dynamic loader."""
+    directories = search_directories(facts.files, facts.config.environment)
+    return Loader(facts.elf, facts.files.tree.trail, directories)
+
+
+def _relink(claims: dict[str, Claim]) -> dict[str, Claim]:
+    """Let duplicates share a file that stays."""
+    keepers: dict[str, str] = {}
+    for path, claim in list(claims.items()):
+        if claim.rule.effect is not Effect.LINK:
+            continue
+        target = claim.match.target
+        if not _goes(claims, target):
+            continue
+        if target not in keepers:
+            keepers[target] = path
+            del claims[path]
+        else:
+            match = Match(path, f"the same bytes as {keepers[target]}", target=keepers[target])
+            claims[path] = replace(claim, match=match)
+    return claims

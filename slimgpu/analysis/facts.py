@@ -1,0 +1,96 @@
+"""Everything that rules look at, gathered once an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slimgpu.analysis.binaries import read_binaries
+from slimgpu.analysis.debian import DebianPackage, read_packages
+from slimgpu.analysis.jit import JitNeeds, jit_needs
+from slimgpu.analysis.python import Distribution, read_distributions
+from slimgpu.elf.read import ElfFacts
+from slimgpu.oci.config import ImageConfig
+from slimgpu.rootfs.filesystem import FileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slimgpu.oci.image import Image
+    from slimgpu.store.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who brought a file."""
+
+    kind: str
+    """``apt`` or ``python``."""
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One image's facts; paths are those of the merged tree."""
+
+    files: FileSystem
+    config: ImageConfig
+    packages: tuple[DebianPackage, ...]
+    distributions: tuple[Distribution, ...]
+    owners: Mapping[str, Owner]
+    """The owner of each path that has one; the directories of a package are not in it."""
+    elf: Mapping[str, ElfFacts]
+    jit: JitNeeds
+
+    def size(self, path: str) -> int:
+        """Bytes of a regular file; 0 for everything else, and for all but the first of its hard links."""
+        inode = self.files.nodes[path].inode
+        first = inode.links == 1 or inode.entry.path == path
+        return inode.entry.size if first else 0
+
+
+def gather(files: FileSystem, image: Image, context: Context, *, heed_jit: bool = True) -> Facts:
+    """The facts of an unpacked image; ``heed_jit`` False: as if nothing compiled at run time."""
+    packages = read_packages(files)
+    distributions = read_distributions(files)
+    return Facts(
+        files=files,
+        config=image.config,
+        packages=packages,
+        distributions=distributions,
+        owners=_owners(files, packages, distributions),
+        elf=read_binaries(files, image, context),
+        jit=jit_needs(distributions) if heed_jit else JitNeeds(),
+    )
+
+
+def _owners(
+    files: FileSystem, packages: Sequence[DebianPackage], distributions: Sequence[Distribution]
+) -> dict[str, Owner]:
+    owners: dict[str, Owner] = {}
+    for package in packages:
+        owner = Owner("apt", package.name, package.version)
+        paths = (*package.files, *package.records)
+        owners.update(dict.fromkeys((p for p in paths if files.nodes[p].children is None), owner))
+    for distribution in distributions:
+        owner = Owner("python", distribution.name, distribution.version)
+        for path in distribution.files:
+            owners.setdefault(path, owner)
+    for path in files.nodes:
+        source = bytecode_source(path)
+        if source in owners and path not in owners:
+            owners[path] = owners[source]
+    return owners
+
+
+def bytecode_source(path: str) -> str:
+    """The ``.py`` that a ``__pycache__/*.pyc`` was compiled from; '' for every other path."""
+    directory, slash, name = path.rpartition("/")
+    if not slash or not name.endswith(".pyc") or not directory.endswith("__pycache__"):
+        return ""
+    return f"{directory.removesuffix('__pycache__')}{name.partition('.')[0]}.py"

@@ -1,0 +1,49 @@
+"""Files with the same bytes, which can be one file with several names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.analysis.rules.rule import Effect, Match, Rule
+from slimgpu.rootfs.entry import Entry, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slimgpu.analysis.facts import Facts
+
+_MIN: Final = 4096
+_SYSTEM: Final = ("usr/", "opt/", "lib/", "lib64/")
+
+
+def _find(facts: Facts) -> Iterator[Match]:
+    first: dict[tuple[object, ...], str] = {}
+    for path, node in facts.files.nodes.items():
+        entry = node.inode.entry
+        if entry.kind is not Kind.FILE or entry.size < _MIN or not path.startswith(_SYSTEM):
+            continue
+        kept = first.setdefault(_identity(entry, path), path)
+        if facts.files.nodes[kept].inode is not node.inode:
+            yield Match(path, f"the same bytes as {kept}", target=kept)
+
+
+def _identity(entry: Entry, path: str) -> tuple[object, ...]:
+    """What has to be equal so that nothing can tell one file from two.
+
+    Modification times differ by seconds within one pip install and mean nothing, except to Python, which holds
+    a module's byte code valid only for its source's time.
+    """
+    mtime = entry.mtime if path.endswith(".py") else 0
+    return (entry.digest, entry.mode, entry.uid, entry.gid, entry.xattrs, mtime)
+
+
+RULES: Final = (
+    Rule(
+        "waste.duplicates",
+        "duplicates",
+        "files with the same bytes",
+        "one of them is enough: the others become hard links to it (same content, mode, owner and attributes).",
+        Effect.LINK,
+        _find,
+    ),
+)

@@ -1,0 +1,93 @@
+"""Headers and static archives: inputs of compilers, of no use to a program that runs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.analysis.jit import Need
+from slimgpu.analysis.rules.rule import Effect, Match, Rule
+from slimgpu.analysis.rules.toolchains import apt_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slimgpu.analysis.facts import Facts
+
+_AR: Final = (b"!<arch>\n", b"!<thin>\n")
+_HEADER: Final = re.compile(r"[^.]+|.*\.(h|hh|hpp|hxx|h\+\+|cuh|inl|inc|ipp|tcc|tpp|def)")
+_SYSTEM: Final = ("usr/include/", "usr/local/include/", "opt/conda/include/")
+_CUDA: Final = re.compile(r"usr/local/cuda[^/]*/.*")
+_PYTHON: Final = re.compile(r"(.*/)?include/python[0-9.]+[a-z]*/.*")
+
+
+def _headers(facts: Facts) -> Iterator[Match]:
+    held = _Holder(facts)
+    for path, node in facts.files.nodes.items():
+        name = path.rpartition("/")[2]
+        if node.children is None and _is_include(facts, path) and _HEADER.fullmatch(name):
+            yield held.match(path, "header")
+
+
+def _is_include(facts: Facts, path: str) -> bool:
+    if path.startswith(_SYSTEM):
+        return True
+    owner = facts.owners.get(path)
+    inside = "/include/" in path
+    return inside and (_CUDA.fullmatch(path) is not None or (owner is not None and owner.kind == "python"))
+
+
+def _archives(facts: Facts) -> Iterator[Match]:
+    held = _Holder(facts)
+    for path, node in facts.files.files():
+        if path.endswith(".a") and node.inode.entry.magic.startswith(_AR):
+            yield held.match(path, "static archive")
+
+
+class _Holder:
+    """Decides which headers and archives a compiler in the image still needs."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._tools = apt_tools(facts.packages, facts.jit)
+
+    def match(self, path: str, evidence: str) -> Match:
+        reason = self._reason(path)
+        return Match(path, f"{evidence}: {reason}" if reason else evidence, held=bool(reason))
+
+    def _reason(self, path: str) -> str:
+        jit = self._facts.jit
+        owner = self._facts.owners.get(path)
+        if owner is not None and owner.kind == "apt":
+            # Not a tool package itself, but it holds headers all the same: stay with the compilers.
+            stays = self._tools.held.get(owner.name)
+            return stays or jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
+        if _PYTHON.fullmatch(path):
+            return jit.holds(Need.PYTHON_HEADERS)
+        if _CUDA.fullmatch(path) or (owner is not None and owner.name.startswith(("nvidia-", "cuda-"))):
+            return jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER)
+        if owner is None:
+            return jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
+        if owner.name in jit.compilers:
+            return f"{owner.name} compiles at run time with its own headers"
+        return ""
+
+
+RULES: Final = (
+    Rule(
+        "compile.static-archives",
+        "static archives",
+        "static archives",
+        "only linkers read them; they stay with the compiler that something needs at run time.",
+        Effect.DROP,
+        _archives,
+    ),
+    Rule(
+        "compile.headers",
+        "headers",
+        "C, C++ and CUDA headers",
+        "only compilers read them; they stay with the compiler that something needs at run time.",
+        Effect.DROP,
+        _headers,
+    ),
+)

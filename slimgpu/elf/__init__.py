@@ -1,0 +1,1 @@
+"""ELF files: what the loader reads in them, and which of them need each other."""

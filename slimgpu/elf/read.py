@@ -1,0 +1,151 @@
+"""What an ELF file says to the dynamic loader, and how much of it the loader never reads.
+
+Source: System V ABI, https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
+
+from slimgpu.errors import ImageError
+from slimgpu.rootfs.content import FileBytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAGIC: Final = b"\x7fELF"
+EM_CUDA: Final = 190
+_MAX_TEXT: Final = 1024
+_MAX_NEEDED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ElfFacts:
+    """The loader's view of one file; sizes in bytes."""
+
+    bits: int
+    machine: str
+    soname: str = ""
+    needed: tuple[str, ...] = ()
+    rpath: str = ""
+    runpath: str = ""
+    interpreter: str = ""
+    debug: int = 0
+    """Of the debug sections."""
+    symbols: int = 0
+    """Of the symbol table that only debuggers and linkers read, with its strings."""
+
+
+def is_elf(magic: bytes) -> bool:
+    """Whether a file that starts so is an ELF file for the CPU (and not a cubin)."""
+    return magic.startswith(MAGIC) and int.from_bytes(magic[18:20], "little") != EM_CUDA
+
+
+def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
+    """The facts of the ELF file in ``path`` at ``offset``; `ImageError` naming ``what`` when it is malformed."""
+    with FileBytes(path) as data:
+        window = io.BufferedReader(_Window(data, offset, size), 64 * 1024)
+        try:
+            return _facts(ELFFile(window))
+        except (
+            ELFError,
+            ConstructError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            TypeError,
+        ) as error:
+            raise ImageError(f"{what} is not a valid ELF file: {error}") from error
+        except (AssertionError, RecursionError, OverflowError, MemoryError, UnicodeError) as error:
+            raise ImageError(f"{what} is not a valid ELF file") from error
+
+
+def _facts(elf: ELFFile) -> ElfFacts:
+    dynamic = _dynamic(elf)
+    debug = symbols = 0
+    for section in elf.iter_sections():
+        if section.name.startswith((".debug_", ".zdebug_", ".gdb_index")):
+            debug += section["sh_size"]
+        elif section.name in (".symtab", ".strtab"):
+            symbols += section["sh_size"]
+    return ElfFacts(
+        bits=elf.elfclass,
+        machine=str(elf["e_machine"]),
+        soname=_first(dynamic, "DT_SONAME"),
+        needed=tuple(dynamic.get("DT_NEEDED", ())),
+        rpath=_first(dynamic, "DT_RPATH"),
+        runpath=_first(dynamic, "DT_RUNPATH"),
+        interpreter=_interpreter(elf),
+        debug=debug,
+        symbols=symbols,
+    )
+
+
+_TEXT_TAGS: Final = {
+    "DT_NEEDED": "needed",
+    "DT_SONAME": "soname",
+    "DT_RPATH": "rpath",
+    "DT_RUNPATH": "runpath",
+}
+
+
+def _dynamic(elf: ELFFile) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for segment in elf.iter_segments():
+        if not isinstance(segment, DynamicSegment):
+            continue
+        for tag in segment.iter_tags():
+            name = tag.entry.d_tag
+            if name in _TEXT_TAGS:
+                texts = found.setdefault(name, [])
+                if len(texts) < _MAX_NEEDED:
+                    texts.append(str(getattr(tag, _TEXT_TAGS[name]))[:_MAX_TEXT])
+    return found
+
+
+def _first(dynamic: dict[str, list[str]], tag: str) -> str:
+    return dynamic.get(tag, [""])[0]
+
+
+def _interpreter(elf: ELFFile) -> str:
+    for segment in elf.iter_segments():
+        if isinstance(segment, InterpSegment):
+            return str(segment.get_interp_name())[:_MAX_TEXT]
+    return ""
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a seekable file of its own."""
+
+    def __init__(self, data: FileBytes, offset: int, size: int) -> None:
+        self._data = data
+        self._offset = offset
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._position))
+        data = self._data.read(self._offset + self._position, count)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

@@ -1,0 +1,52 @@
+"""An image's file system: the merged tree together with the content of its files."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from slimgpu.errors import NotFoundError
+from slimgpu.rootfs.content import FileBytes
+from slimgpu.rootfs.entry import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from slimgpu.rootfs.entry import Entry
+    from slimgpu.rootfs.tree import Inode, Node, Tree
+
+
+class FileSystem:
+    """Read access to stacked layers, whose tars lie uncompressed in files; open as long as the ``with`` block."""
+
+    def __init__(self, tree: Tree, tars: Sequence[Path], layers: Sequence[Sequence[Entry]]) -> None:
+        self.tree = tree
+        self.nodes: dict[str, Node] = dict(tree.walk())
+        self.tars = tars
+        self.layers = layers
+        self._tars: list[FileBytes] = []
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._tars = [self._open.enter_context(FileBytes(path)) for path in self.tars]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def files(self) -> Iterator[tuple[str, Node]]:
+        """Every path of a regular file; hard links each."""
+        return ((path, node) for path, node in self.nodes.items() if node.inode.entry.kind is Kind.FILE)
+
+    def content(self, inode: Inode) -> Iterator[bytes]:
+        """The bytes of a regular file, in pieces."""
+        return self._tars[inode.layer].content(inode.entry)
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The file that ``path`` leads to; `NotFoundError` if none, `ImageError` if over ``limit`` bytes."""
+        resolved = self.tree.resolve(path)
+        node = None if resolved is None else self.nodes.get(resolved)
+        if node is None or node.inode.entry.kind is not Kind.FILE:
+            raise NotFoundError(f"{path} is not a file in the image")
+        return self._tars[node.inode.layer].whole(node.inode.entry, limit)

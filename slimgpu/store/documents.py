@@ -1,0 +1,51 @@
+"""From a first document (a manifest or an index) to an image, for every store that addresses blobs by digest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.errors import ImageError
+from slimgpu.oci.manifest import choose, is_index, parse_index, parse_manifest
+from slimgpu.oci.mutate import parse_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slimgpu.oci.image import Image
+    from slimgpu.oci.manifest import Descriptor, Platform
+    from slimgpu.oci.mutate import OpenBlob
+
+MAX_DOCUMENT: Final = 16 * 1024 * 1024
+"""Bytes of a JSON document that is read into memory; engines refuse configurations half as long."""
+_MAX_DEPTH: Final = 3
+_SCHEMA1_KEY: Final = b'"fsLayers"'
+
+
+def check_document_size(size: int, what: str) -> None:
+    """`ImageError` naming ``what`` when a document is too long to be read into memory."""
+    if size > MAX_DOCUMENT:
+        raise ImageError(f"{what} is {size} bytes long; a document of an image has at most {MAX_DOCUMENT}")
+
+
+def resolve_image(  # noqa: PLR0913 - the two ends of one walk
+    name: str,
+    media_type: str | None,
+    data: bytes,
+    platform: Platform,
+    fetch: Callable[[Descriptor], bytes],
+    open_blob: Callable[[Descriptor], OpenBlob],
+) -> Image:
+    """The image that the document ``data`` leads to, for ``platform``.
+
+    ``fetch`` gives a document checked against its digest. Raises `ImageError` for schema 1 and for what is no
+    image, and what ``choose`` and ``fetch`` raise.
+    """
+    for _ in range(_MAX_DEPTH):
+        if not is_index(media_type, data):
+            break
+        descriptor = choose(parse_index(data, f"an index of {name}"), platform, name)
+        data, media_type = fetch(descriptor), descriptor.media_type
+    if _SCHEMA1_KEY in data:
+        raise ImageError(f"{name} is a schema 1 image, which engines no longer read; build and push it again")
+    manifest = parse_manifest(data, f"the manifest of {name}")
+    return parse_image(name, data, fetch(manifest.config), open_blob)

@@ -1,0 +1,207 @@
+"""Reading from a registry: manifests and blobs of one repository, and images made of them.
+
+Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urljoin
+
+import requests
+import urllib3
+
+from slimgpu.errors import ImageError, NotFoundError, RegistryError
+from slimgpu.oci import media
+from slimgpu.oci.digest import check_bytes, is_digest
+from slimgpu.oci.image import CHUNK
+from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_image
+from slimgpu.store.http_session import TIMEOUT, is_loopback, new_session, origin, read_bounded, reason
+from slimgpu.store.registry_auth import Authenticator
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from slimgpu.oci.image import Image
+    from slimgpu.oci.manifest import Descriptor, Platform
+    from slimgpu.oci.mutate import OpenBlob
+    from slimgpu.oci.reference import RegistryReference
+
+_API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+_DOCUMENTS: Final = media.INDEXES | media.MANIFESTS
+_ACCEPT: Final = ", ".join(sorted(_DOCUMENTS))
+_OK: Final = (200,)
+_UNAUTHORIZED: Final = 401
+_FORBIDDEN: Final = 403
+_NOT_FOUND: Final = 404
+_TOO_MANY: Final = 429
+_MAX_DETAIL: Final = 200
+
+
+class Repository:
+    """One repository of a registry over HTTP; any number of threads may use it."""
+
+    def __init__(self, reference: RegistryReference, actions: str = "pull") -> None:
+        self.name = str(reference)
+        self._host = reference.host
+        self._repository = reference.repository
+        self._session = new_session()
+        self._auth = Authenticator(self._session, reference.host, reference.repository, actions)
+        self._base = f"https://{_API_HOSTS.get(reference.host, reference.host)}/"
+
+    @contextmanager
+    def opened(self) -> Iterator[Repository]:
+        """Find out how the host is spoken to, and close all connections in the end."""
+        with self._session:
+            if is_loopback(self._host.rpartition(":")[0] or self._host) or is_loopback(self._host):
+                self._prefer_plain_http()
+            yield self
+
+    def _prefer_plain_http(self) -> None:
+        """Plain HTTP unless the service says that it wants HTTPS, which Go's servers do with a 400."""
+        plain = f"http://{self._host}/"
+        try:
+            with self._session.get(f"{plain}v2/", timeout=TIMEOUT, allow_redirects=False, stream=True) as response:
+                if response.status_code != requests.codes.bad_request:
+                    self._base = plain
+        except requests.RequestException as error:
+            raise RegistryError(f"{self.name} is out of reach: {reason(error, self._host)}") from error
+
+    def manifest(self, identifier: str) -> tuple[str, bytes]:
+        """Media type and bytes of the manifest or index with this tag or digest; the digest is checked."""
+        what = f"the manifest {identifier}"
+        target = self.path("manifests", identifier)
+        with self.send("GET", target, what, good=(*_OK, _NOT_FOUND), headers={"Accept": _ACCEPT}) as response:
+            if response.status_code == _NOT_FOUND:
+                raise NotFoundError(
+                    f"{self.name} does not exist: {self._host} has no {identifier} in {self._repository}; "
+                    "check the repository and the tag"
+                )
+            data = self._document(response, what)
+            told = response.headers.get("Docker-Content-Digest", "")
+            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        digest = identifier if is_digest(identifier) else told
+        return media_type, check_bytes(data, digest, f"{what} of {self.name}") if is_digest(digest) else data
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """The manifest, index or configuration that ``descriptor`` names, checked."""
+        if descriptor.media_type in _DOCUMENTS:
+            return self.manifest(descriptor.digest)[1]
+        what = f"{descriptor.media_type} of {self.name}"
+        check_document_size(descriptor.size, what)
+        with self._get_blob(descriptor.digest) as response:
+            return check_bytes(self._document(response, what), descriptor.digest, what)
+
+    def open_blob(self, descriptor: Descriptor) -> OpenBlob:
+        """The blob as it is stored; the caller checks its digest."""
+
+        @contextmanager
+        def opened() -> Iterator[Iterator[bytes]]:
+            with self._get_blob(descriptor.digest) as response:
+                yield self._chunks(response, descriptor.digest)
+
+        return opened
+
+    def _get_blob(self, digest: str) -> requests.Response:
+        good = (*_OK, _NOT_FOUND)
+        response = self.send("GET", self.path("blobs", digest), f"the blob {digest}", good=good)
+        if response.status_code == _NOT_FOUND:
+            response.close()
+            raise ImageError(f"{self.name} lacks the blob {digest}; push the image again")
+        return response
+
+    def _chunks(self, response: requests.Response, digest: str) -> Iterator[bytes]:
+        """Undecoded: a ``Content-Encoding`` would only be a layer's own compression, mistaken for transport's."""
+        try:
+            yield from response.raw.stream(CHUNK, decode_content=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise RegistryError(f"reading {digest} of {self.name} broke off; try again") from error
+
+    def _document(self, response: requests.Response, what: str) -> bytes:
+        try:
+            data = read_bounded(response, MAX_DOCUMENT)
+        except requests.RequestException as error:
+            raise RegistryError(f"reading {what} of {self.name} broke off; try again") from error
+        if data is None:
+            raise ImageError(f"{what} of {self.name} is longer than {MAX_DOCUMENT} bytes, which no image needs")
+        return data
+
+    def path(self, kind: str, identifier: str) -> str:
+        """The address of a manifest, a blob or an upload, relative to the registry."""
+        return f"v2/{self._repository}/{kind}/{identifier}"
+
+    def send(  # noqa: PLR0913 - one place for what all requests share
+        self,
+        method: str,
+        target: str,
+        what: str,
+        *,
+        good: Collection[int] = _OK,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        timeout: tuple[float, float] = TIMEOUT,
+    ) -> requests.Response:
+        """The answer, whose status is one of ``good``; answers a demand for credentials once.
+
+        ``body`` is bytes, or can be iterated again and has a length. Credentials go to the registry's own origin
+        only. Raises `RegistryError` naming the reference and ``what``.
+        """
+        url = urljoin(self._base, target)
+        for _ in range(2):
+            used = self._auth.header() if origin(url) == origin(self._base) else None
+            response = self._send_once(method, url, headers, used, body, timeout)
+            if response.status_code in good:
+                return response
+            if response.status_code != _UNAUTHORIZED or origin(response.url) != origin(self._base):
+                raise self._failure(response, what)
+            response.close()
+            self._auth.renew(response.headers.get("WWW-Authenticate", ""), used, response.url)
+        raise self._auth.refused()
+
+    def _send_once(  # noqa: PLR0913
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        authorization: str | None,
+        body: Any,
+        timeout: tuple[float, float],
+    ) -> requests.Response:
+        sent = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
+        follow = method in ("GET", "HEAD")
+        try:
+            return self._session.request(
+                method, url, headers=sent, data=body, timeout=timeout, allow_redirects=follow, stream=True
+            )
+        except requests.RequestException as error:
+            raise RegistryError(f"{self.name} is out of reach: {reason(error, origin(url)[1])}") from error
+
+    def _failure(self, response: requests.Response, what: str) -> RegistryError:
+        status, detail = response.status_code, _detail(response)
+        response.close()
+        if status in (_UNAUTHORIZED, _FORBIDDEN):
+            return self._auth.refused()
+        if status == _TOO_MANY:
+            return RegistryError(f"{self._host} wants fewer requests ({what} of {self.name}); try again later")
+        way_out = "try again later" if status >= requests.codes.internal_server_error else "check the reference"
+        return RegistryError(f"{self._host} answered {status}{detail} for {what} of {self.name}; {way_out}")
+
+
+def _detail(response: requests.Response) -> str:
+    """What the registry says of its failure, made harmless."""
+    try:
+        errors = json.loads(read_bounded(response, CHUNK) or b"")["errors"]
+        text = f"{errors[0].get('code', '')}: {errors[0].get('message', '')}"
+    except (requests.RequestException, ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    return f" ({''.join(c for c in text if c.isprintable())[:_MAX_DETAIL]})"
+
+
+@contextmanager
+def open_registry_image(reference: RegistryReference, platform: Platform) -> Iterator[Image]:
+    """The image in the registry, whose layers are fetched as they are opened."""
+    with Repository(reference).opened() as repository:
+        media_type, data = repository.manifest(reference.identifier)
+        yield resolve_image(str(reference), media_type, data, platform, repository.document, repository.open_blob)

@@ -1,0 +1,148 @@
+"""Writing to a registry: blobs that it lacks, then the configuration, then the manifest.
+
+Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#push
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from slimgpu.errors import DestinationError, RegistryError
+from slimgpu.oci import media
+from slimgpu.oci.digest import digest_bytes
+from slimgpu.parallel import ordered_map
+from slimgpu.progress import SILENT
+from slimgpu.store.http_session import require_secure
+from slimgpu.store.registry import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from slimgpu.oci.image import Image, Layer
+    from slimgpu.oci.manifest import Descriptor
+    from slimgpu.oci.reference import RegistryReference
+    from slimgpu.progress import Task
+    from slimgpu.store.cache import Cache
+
+_OK: Final = 200
+_CREATED: Final = 201
+_ACCEPTED: Final = 202
+_NO_CONTENT: Final = 204
+_NOT_FOUND: Final = 404
+_PARALLEL: Final = 4
+_UPLOAD_TIMEOUT: Final = (10.0, 600.0)
+"""Storage behind a registry may take minutes to take over a blob of many gigabytes."""
+
+
+class _Body:
+    """A blob as the body of a request: its length is known, and it can be sent again."""
+
+    def __init__(self, content: Callable[[], AbstractContextManager[Iterator[bytes]]], size: int, task: Task) -> None:
+        self._content = content
+        self._size = size
+        self._task = task
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._content() as chunks:
+            for chunk in chunks:
+                yield chunk
+                self._task.advance(len(chunk))
+
+
+class RegistryWriter:
+    """Writes an image into a repository, by tag or by digest."""
+
+    stores: Literal["compressed", "plain"] = "compressed"
+
+    def __init__(self, reference: RegistryReference, cache: Cache) -> None:
+        self._reference = reference
+        self._repository = Repository(reference, "pull,push")
+        self._cache = cache
+        self.workspace = Path()
+
+    @contextmanager
+    def opened(self) -> Iterator[RegistryWriter]:
+        """Show, by an upload that is given up at once, that we may push."""
+        with (
+            self._repository.opened(),
+            TemporaryDirectory(prefix="push.", dir=self._cache.temporary_directory()) as workspace,
+        ):
+            self.workspace = Path(workspace)
+            self._cancel(self._start_upload())
+            yield self
+
+    def write(self, image: Image, task: Task) -> str:
+        """Push the image; gives its digest. ``task`` advances by the layers' stored bytes."""
+        digest = digest_bytes(image.raw_manifest)
+        if self._reference.digest not in (None, digest):
+            raise DestinationError(f"{self._reference} names another image than {digest}; write to a tag instead")
+        unique = {layer.descriptor.digest: layer for layer in image.layers}
+        with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="push") as threads:
+            for _ in ordered_map(threads, lambda layer: self._push_layer(layer, task), unique.values(), _PARALLEL):
+                pass
+        config = image.manifest.config
+        with SILENT.task("configuration", config.size) as uncounted:
+            self._push_blob(config, lambda: nullcontext(iter([image.raw_config])), uncounted)
+        self._push_manifest(image, self._reference.tag or digest, digest)
+        return digest
+
+    def _push_layer(self, layer: Layer, task: Task) -> None:
+        self._push_blob(layer.descriptor, layer.open, task)
+
+    def _push_blob(
+        self, blob: Descriptor, content: Callable[[], AbstractContextManager[Iterator[bytes]]], task: Task
+    ) -> None:
+        if self._has_blob(blob.digest):
+            task.advance(blob.size)
+            return
+        location = self._start_upload()
+        separator = "&" if urlsplit(location).query else "?"
+        self._repository.send(
+            "PUT",
+            f"{location}{separator}{urlencode({'digest': blob.digest})}",
+            f"the upload of {blob.digest}",
+            good=(_CREATED, _NO_CONTENT),
+            headers={"Content-Type": "application/octet-stream"},
+            body=_Body(content, blob.size, task),
+            timeout=_UPLOAD_TIMEOUT,
+        ).close()
+
+    def _has_blob(self, digest: str) -> bool:
+        target = self._repository.path("blobs", digest)
+        with self._repository.send("HEAD", target, f"the blob {digest}", good=(_OK, _NOT_FOUND)) as response:
+            return response.status_code == _OK
+
+    def _start_upload(self) -> str:
+        target = self._repository.path("blobs", "uploads/")
+        headers = {"Content-Length": "0"}
+        with self._repository.send("POST", target, "an upload", good=(_ACCEPTED,), headers=headers) as response:
+            location = urljoin(response.url, response.headers.get("Location", ""))
+            require_secure(location, response.url)
+            return location
+
+    def _cancel(self, location: str) -> None:
+        """Not every registry can; then it drops the upload by itself, later."""
+        with suppress(RegistryError):
+            self._repository.send("DELETE", location, "an upload", good=(_NO_CONTENT, _OK, _ACCEPTED)).close()
+
+    def _push_manifest(self, image: Image, identifier: str, digest: str) -> None:
+        media_type = image.manifest.media_type or media.OCI_MANIFEST
+        with self._repository.send(
+            "PUT",
+            self._repository.path("manifests", identifier),
+            "the manifest",
+            good=(_CREATED, _OK, _ACCEPTED),
+            headers={"Content-Type": media_type},
+            body=image.raw_manifest,
+        ) as response:
+            stored = response.headers.get("Docker-Content-Digest", digest)
+        if stored != digest:
+            raise RegistryError(f"{self._reference} was stored as {stored}, not {digest}; push it again")
