@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from slimgpu.analysis.claims import Claim, claim
 from slimgpu.analysis.facts import Facts, gather
 from slimgpu.analysis.rules import RULES
-from slimgpu.analysis.rules.rule import Effect
+from slimgpu.analysis.rules.rule import Effect, Rule
 from slimgpu.analysis.unpack import unpack
 from slimgpu.oci.digest import digest_bytes
 from slimgpu.rootfs.entry import Kind
@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from slimgpu.oci.image import Image
+    from slimgpu.rootfs.tree import Hidden
     from slimgpu.store.context import Context
 
 SCHEMA: Final = "slimgpu.analysis.v1"
 _EVIDENCE: Final = 10
 """Files shown for each finding; the plan lists them all."""
-HIDDEN: Final = "layer.hidden"
+HIDDEN: Final = Rule(
+    "layer.hidden",
+    "hidden",
+    "bytes that a later layer hides",
+    "a later layer deletes or replaces them, and they are pulled all the same; one layer for both avoids it.",
+    Effect.DROP,
+    lambda _: (),
+)
+"""Not about files of the merged tree, so nothing that a file could be claimed by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,7 @@ def summarize(image: Image, facts: Facts, claims: dict[str, Claim]) -> Analysis:
         layers=tuple(_layers(image, facts)),
         groups=tuple(_groups(facts, claims, sizes)),
         owners=tuple(_owners(facts, sizes)),
-        findings=tuple(sorted(findings, key=lambda f: (f.effect is Effect.KEEP, -f.bytes, f.rule))),
+        findings=tuple(sorted(findings, key=lambda f: (-f.bytes, f.rule))),
     )
 
 
@@ -195,9 +204,8 @@ def _findings(facts: Facts, claims: dict[str, Claim]) -> Iterable[Finding]:
     for (_, effect), items in by_finding.items():
         evidence = [Evidence(c.match.path, facts.size(c.match.path), c.match.evidence) for c in items]
         reasons = Counter(c.match.evidence.partition(": ")[2] for c in items if c.match.held)
-        rule = items[0].rule
         held_by = tuple(reason for reason, _ in reasons.most_common(_EVIDENCE) if reason)
-        yield _finding(rule.id, rule.group, rule.title, rule.why, effect, evidence, held_by)
+        yield _finding(items[0].rule, effect, evidence, held_by)
 
 
 def _partial_findings(facts: Facts) -> Iterable[Finding]:
@@ -206,31 +214,29 @@ def _partial_findings(facts: Facts) -> Iterable[Finding]:
             matches = list(rule.find(facts))
             evidence = [Evidence(m.path, rule.partial(facts, m.path), m.evidence) for m in matches]
             if evidence:
-                yield _finding(rule.id, rule.group, rule.title, rule.why, rule.effect, evidence, ())
+                yield _finding(rule, rule.effect, evidence)
 
 
 def _hidden(facts: Facts) -> Iterable[Finding]:
-    hidden = facts.files.tree.hidden
-    if hidden:
-        evidence = [
-            Evidence(
-                h.path, h.size, f"layer {h.layer + 1} brings it, layer {h.by + 1} {_fate(h.deleted, h.same_content)}"
-            )
-            for h in hidden
-        ]
-        why = "a later layer deletes or replaces them, and they are pulled all the same; one layer for both avoids it."
-        yield _finding(HIDDEN, "hidden", "bytes that a later layer hides", why, Effect.DROP, evidence, ())
+    evidence = [Evidence(item.path, item.size, _fate(item)) for item in facts.files.tree.hidden]
+    if evidence:
+        yield _finding(HIDDEN, Effect.DROP, evidence)
 
 
-def _fate(deleted: bool, same_content: bool) -> str:
-    if deleted:
-        return "deletes it"
-    return "brings the same bytes again" if same_content else "replaces it"
+def _fate(item: Hidden) -> str:
+    fate = "deletes it" if item.deleted else "brings the same bytes again" if item.same_content else "replaces it"
+    return f"layer {item.layer + 1} brings it, layer {item.by + 1} {fate}"
 
 
-def _finding(
-    rule: str, group: str, title: str, why: str, effect: Effect, evidence: Sequence[Evidence], held_by: tuple[str, ...]
-) -> Finding:
-    largest = sorted(evidence, key=lambda e: (-e.bytes, e.path))[:_EVIDENCE]
-    total = sum(item.bytes for item in evidence)
-    return Finding(rule, group, title, why, effect, total, len(evidence), held_by, tuple(largest))
+def _finding(rule: Rule, effect: Effect, evidence: Sequence[Evidence], held_by: tuple[str, ...] = ()) -> Finding:
+    return Finding(
+        rule=rule.id,
+        group=rule.group,
+        title=rule.title,
+        why=rule.why,
+        effect=effect,
+        bytes=sum(item.bytes for item in evidence),
+        files=len(evidence),
+        held_by=held_by,
+        evidence=tuple(sorted(evidence, key=lambda e: (-e.bytes, e.path))[:_EVIDENCE]),
+    )

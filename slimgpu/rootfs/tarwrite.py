@@ -36,7 +36,7 @@ _SECOND: Final = 10**9
 
 def header(entry: Entry) -> bytes:
     """The block or blocks that go before the entry's content."""
-    name = os.fsencode(entry.path) + (b"/" if entry.kind is Kind.DIRECTORY else b"")
+    name = os.fsencode(entry.path or ".") + (b"/" if entry.kind is Kind.DIRECTORY else b"")
     link = os.fsencode(entry.link)
     records = _records(entry, name, link)
     block = _ustar(

@@ -56,7 +56,7 @@ def _files() -> Iterator[Path]:
         yield Path(named)
     default = find_config_file()
     if default:
-        yield Path(default)
+        yield Path(str(default))
 
 
 def _load(path: Path) -> AuthConfig | None:
@@ -104,7 +104,7 @@ def _entry(config: AuthConfig, host: str, repository: str, path: Path) -> dict[s
 
 def _is_host(key: str) -> bool:
     """Whether a key means a whole host: ``ghcr.io`` or ``https://index.docker.io/v1/``, not ``quay.io/team``."""
-    return key.split("://")[-1].partition("/")[2].strip("/") in _DOCKER_API_PATHS
+    return key.rpartition("://")[2].partition("/")[2].strip("/") in _DOCKER_API_PATHS
 
 
 def _credentials(entry: dict[str, str]) -> Credentials | None:

@@ -32,6 +32,7 @@ def resolve_image(  # noqa: PLR0913 - the two ends of one walk
     media_type: str | None,
     data: bytes,
     platform: Platform,
+    *,
     fetch: Callable[[Descriptor], bytes],
     open_blob: Callable[[Descriptor], OpenBlob],
 ) -> Image:

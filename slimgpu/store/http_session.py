@@ -14,8 +14,6 @@ from slimgpu import __version__
 from slimgpu.errors import RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from urllib3.response import BaseHTTPResponse
 
 TIMEOUT: Final = (10.0, 60.0)
@@ -52,7 +50,7 @@ class _Session(requests.Session):
             prepared_request.headers.pop("Authorization", None)
 
     def merge_environment_settings(self, url: Any, *arguments: Any, **named: Any) -> Any:
-        """This machine's own services are not asked for through a proxy."""
+        """No proxy lies between us and this machine's own services."""
         settings = super().merge_environment_settings(url, *arguments, **named)
         if is_loopback(urlsplit(str(url)).hostname or ""):
             settings["proxies"] = {}
@@ -132,8 +130,3 @@ def read_bounded(response: requests.Response, limit: int) -> bytes | None:
         if len(data) > limit:
             return None
     return data
-
-
-def header(headers: Mapping[str, str], name: str) -> str:
-    """A header's value, '' when it is missing."""
-    return headers.get(name) or ""

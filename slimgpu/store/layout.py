@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from slimgpu.errors import DestinationError, ImageError, NotFoundError
 from slimgpu.oci import media
-from slimgpu.oci.digest import check_bytes
+from slimgpu.oci.digest import check_bytes, digest_bytes
 from slimgpu.oci.manifest import Descriptor, Index, choose, dump, parse_index
 from slimgpu.oci.mutate import open_file
 from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_image
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from slimgpu.progress import Task
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
-_MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
+MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def read_layout(name: str, blobs: Blobs, tag: str | None, platform: Platform) ->
         descriptor.media_type,
         _read(blobs, descriptor, name),
         platform,
-        lambda document: _read(blobs, document, name),
-        lambda layer: _open(blobs, layer, name),
+        fetch=lambda document: _read(blobs, document, name),
+        open_blob=lambda layer: _open(blobs, layer, name),
     )
 
 
@@ -129,6 +129,17 @@ def _open(blobs: Blobs, layer: Descriptor, name: str) -> OpenBlob:
     return open_file(blob.path, blob.offset, blob.size)
 
 
+def layout_entry(image: Image, tag: str | None) -> Descriptor:
+    """The image as the index of a layout names it."""
+    return Descriptor(
+        image.manifest.media_type or media.OCI_MANIFEST,
+        digest_bytes(image.raw_manifest),
+        len(image.raw_manifest),
+        annotations={REF_NAME: tag} if tag else None,
+        platform=image.config.platform,
+    )
+
+
 class LayoutWriter:
     """Writes images into a layout directory, which is locked as long as the writer is open."""
 
@@ -160,21 +171,15 @@ class LayoutWriter:
     def write(self, image: Image, task: Task) -> str:
         """Add the image; gives its digest. ``task`` advances by the layers' stored bytes."""
         staged = self.workspace
-        (staged / "oci-layout").write_bytes(_MARKER)
+        (staged / "oci-layout").write_bytes(MARKER)
         for layer in image.layers:
             self._add_layer(layer)
             task.advance(layer.descriptor.size)
         write_blob(staged / "blobs", [image.raw_config])
-        digest, size, _ = write_blob(staged / "blobs", [image.raw_manifest])
-        entry = Descriptor(
-            image.manifest.media_type or media.OCI_MANIFEST,
-            digest,
-            size,
-            annotations={REF_NAME: self._tag} if self._tag else None,
-            platform=image.config.platform,
-        )
+        write_blob(staged / "blobs", [image.raw_manifest])
+        entry = layout_entry(image, self._tag)
         self._publish(entry)
-        return digest
+        return entry.digest
 
     def _add_layer(self, layer: Layer) -> None:
         part = layer.descriptor.digest.replace(":", "/")

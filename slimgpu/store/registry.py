@@ -55,7 +55,7 @@ class Repository:
     def opened(self) -> Iterator[Repository]:
         """Find out how the host is spoken to, and close all connections in the end."""
         with self._session:
-            if is_loopback(self._host.rpartition(":")[0] or self._host) or is_loopback(self._host):
+            if is_loopback(origin(self._base)[1]):
                 self._prefer_plain_http()
             yield self
 
@@ -151,7 +151,8 @@ class Repository:
         url = urljoin(self._base, target)
         for _ in range(2):
             used = self._auth.header() if origin(url) == origin(self._base) else None
-            response = self._send_once(method, url, headers, used, body, timeout)
+            sent = {**(headers or {}), **({"Authorization": used} if used else {})}
+            response = self._send_once(method, url, sent, body, timeout)
             if response.status_code in good:
                 return response
             if response.status_code != _UNAUTHORIZED or origin(response.url) != origin(self._base):
@@ -160,20 +161,13 @@ class Repository:
             self._auth.renew(response.headers.get("WWW-Authenticate", ""), used, response.url)
         raise self._auth.refused()
 
-    def _send_once(  # noqa: PLR0913
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str] | None,
-        authorization: str | None,
-        body: Any,
-        timeout: tuple[float, float],
+    def _send_once(
+        self, method: str, url: str, headers: Mapping[str, str], body: Any, timeout: tuple[float, float]
     ) -> requests.Response:
-        sent = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
         follow = method in ("GET", "HEAD")
         try:
             return self._session.request(
-                method, url, headers=sent, data=body, timeout=timeout, allow_redirects=follow, stream=True
+                method, url, headers=headers, data=body, timeout=timeout, allow_redirects=follow, stream=True
             )
         except requests.RequestException as error:
             raise RegistryError(f"{self.name} is out of reach: {reason(error, origin(url)[1])}") from error
@@ -204,4 +198,6 @@ def open_registry_image(reference: RegistryReference, platform: Platform) -> Ite
     """The image in the registry, whose layers are fetched as they are opened."""
     with Repository(reference).opened() as repository:
         media_type, data = repository.manifest(reference.identifier)
-        yield resolve_image(str(reference), media_type, data, platform, repository.document, repository.open_blob)
+        yield resolve_image(
+            str(reference), media_type, data, platform, fetch=repository.document, open_blob=repository.open_blob
+        )

@@ -9,8 +9,9 @@ import base64
 import json
 import re
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import requests
 from requests.utils import parse_dict_header
@@ -18,9 +19,6 @@ from requests.utils import parse_dict_header
 from slimgpu.errors import RegistryError
 from slimgpu.store.credentials import Credentials, find_credentials
 from slimgpu.store.http_session import TIMEOUT, origin, read_bounded, reason, require_secure
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _SCHEME: Final = re.compile(r"(?:^|,\s*)(bearer|basic)(?:\s+|$)", re.IGNORECASE)
 _MAX_ANSWER: Final = 1024 * 1024
@@ -40,7 +38,7 @@ def parse_challenge(header: str) -> Challenge | None:
     ends = [match.start() for match in starts[1:]] + [len(header)]
     found = {}
     for match, end in zip(starts, ends, strict=True):
-        values = parse_dict_header(header[match.end() : end])
+        values: dict[str, str | None] = parse_dict_header(header[match.end() : end])  # type: ignore[no-untyped-call]
         parameters = {key.lower(): value for key, value in values.items() if value is not None}
         found[match[1].lower()] = Challenge(match[1].lower(), parameters)
     return found.get("bearer") or found.get("basic")

@@ -122,8 +122,7 @@ class RegistryWriter:
 
     def _start_upload(self) -> str:
         target = self._repository.path("blobs", "uploads/")
-        headers = {"Content-Length": "0"}
-        with self._repository.send("POST", target, "an upload", good=(_ACCEPTED,), headers=headers) as response:
+        with self._repository.send("POST", target, "an upload", good=(_ACCEPTED,)) as response:
             location = urljoin(response.url, response.headers.get("Location", ""))
             require_secure(location, response.url)
             return location

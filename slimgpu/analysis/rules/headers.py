@@ -26,7 +26,7 @@ def _headers(facts: Facts) -> Iterator[Match]:
     for path, node in facts.files.nodes.items():
         name = path.rpartition("/")[2]
         if node.children is None and _is_include(facts, path) and _HEADER.fullmatch(name):
-            yield held.match(path, "header")
+            yield held.match(path, "header", own=True)
 
 
 def _is_include(facts: Facts, path: str) -> bool:
@@ -41,7 +41,7 @@ def _archives(facts: Facts) -> Iterator[Match]:
     held = _Holder(facts)
     for path, node in facts.files.files():
         if path.endswith(".a") and node.inode.entry.magic.startswith(_AR):
-            yield held.match(path, "static archive")
+            yield held.match(path, "static archive", own=False)
 
 
 class _Holder:
@@ -51,11 +51,12 @@ class _Holder:
         self._facts = facts
         self._tools = apt_tools(facts.packages, facts.jit)
 
-    def match(self, path: str, evidence: str) -> Match:
-        reason = self._reason(path)
+    def match(self, path: str, evidence: str, *, own: bool) -> Match:
+        """``own``: whether a distribution that compiles needs such files of its own."""
+        reason = self._reason(path, own=own)
         return Match(path, f"{evidence}: {reason}" if reason else evidence, held=bool(reason))
 
-    def _reason(self, path: str) -> str:
+    def _reason(self, path: str, *, own: bool) -> str:
         jit = self._facts.jit
         owner = self._facts.owners.get(path)
         if owner is not None and owner.kind == "apt":
@@ -68,7 +69,7 @@ class _Holder:
             return jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER)
         if owner is None:
             return jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
-        if owner.name in jit.compilers:
+        if own and owner.name in jit.compilers:
             return f"{owner.name} compiles at run time with its own headers"
         return ""
 

@@ -1,0 +1,149 @@
+"""Results as tables that fit 100 columns. They are rich renderables: the caller's console draws them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from slimgpu.slim.result import rule_totals
+from slimgpu.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import RenderableType
+
+    from slimgpu.analysis.analysis import Analysis, Finding
+    from slimgpu.slim.plan import Held, Plan
+    from slimgpu.slim.result import BuildResult, RuleTotal
+
+_SHORT: Final = 12
+_EFFECTS: Final = {"drop": "drops", "link": "links", "keep": "keeps", "edit": "edits"}
+
+
+def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[RenderableType]:
+    """An analysis on one screen, or all of it."""
+    limit = None if show_all else _SHORT
+    yield Text.from_markup(
+        f"[bold]{escape(analysis.image)}[/bold]  {analysis.platform}\n"
+        f"{format_size(analysis.stored)} to pull, {format_size(analysis.unpacked)} unpacked in {analysis.files} files, "
+        f"{format_size(analysis.hidden)} pulled and never seen\n"
+    )
+    yield _layers(analysis, limit)
+    yield _groups(analysis, limit)
+    if show_all:
+        yield _owners(analysis)
+    yield _findings(analysis.findings, limit)
+    if not show_all and _hides_something(analysis):
+        yield Text("--all shows every layer, package and finding; --json has the evidence.", style="dim")
+
+
+def _hides_something(analysis: Analysis) -> bool:
+    return max(len(analysis.layers), len(analysis.findings), len(analysis.owners)) > _SHORT
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose last column gives way when the screen is narrow; names that end in ``>`` align right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim", expand=True)
+    for name in columns[:-1]:
+        right = name.endswith(">")
+        table.add_column(name.removesuffix(">"), justify="right" if right else "left", no_wrap=True)
+    table.add_column(columns[-1], overflow="ellipsis", no_wrap=True, ratio=1)
+    return table
+
+
+def _layers(analysis: Analysis, limit: int | None) -> Table:
+    table = _table(
+        "Layers",
+        "#>",
+        "to pull>",
+        "unpacked>",
+        "hidden later>",
+        "made by",
+    )
+    largest = sorted(analysis.layers, key=lambda layer: -layer.stored)[:limit]
+    for layer in sorted(largest, key=lambda layer: layer.number):
+        table.add_row(
+            str(layer.number),
+            format_size(layer.stored),
+            format_size(layer.unpacked),
+            format_size(layer.hidden) if layer.hidden else "",
+            Text(_one_line(layer.step)),
+        )
+    return table
+
+
+def _one_line(step: str) -> str:
+    text = " ".join(step.split())
+    for prefix in ("/bin/sh -c #(nop) ", "/bin/sh -c "):
+        text = text.removeprefix(prefix)
+    return text
+
+
+def _groups(analysis: Analysis, limit: int | None) -> Table:
+    table = _table("What the bytes are", "bytes>", "share>", "files>", "group")
+    for group in analysis.groups[:limit]:
+        share = 100 * group.bytes / analysis.unpacked if analysis.unpacked else 0
+        table.add_row(format_size(group.bytes), f"{share:.1f} %", str(group.files), group.name)
+    return table
+
+
+def _owners(analysis: Analysis) -> Table:
+    table = _table("Packages", "bytes>", "files>", "from", "package")
+    for owner in analysis.owners:
+        table.add_row(format_size(owner.bytes), str(owner.files), owner.kind, Text(f"{owner.name} {owner.version}"))
+    return table
+
+
+def _findings(findings: Sequence[Finding], limit: int | None) -> Table:
+    table = _table("Findings", "bytes>", "files>", "rule", "build", "what")
+    for finding in findings[:limit]:
+        what = f"{finding.title}: {finding.held_by[0]}" if finding.held_by else finding.title
+        effect = _EFFECTS[finding.effect]
+        table.add_row(format_size(finding.bytes), str(finding.files), finding.rule, effect, Text(what))
+    return table
+
+
+def plan_tables(plan: Plan) -> Iterator[RenderableType]:
+    """A plan in short."""
+    saved = sum(action.bytes for action in plan.actions)
+    yield Text(f"{plan.image}: {len(plan.actions)} actions save {format_size(saved)} unpacked\n")
+    yield _rules(list(rule_totals(plan)))
+    if plan.held:
+        yield _held(plan.held)
+
+
+def _rules(totals: Sequence[RuleTotal]) -> Table:
+    table = _table("Actions", "bytes>", "files>", "build", "rule")
+    for total in totals:
+        table.add_row(format_size(total.bytes), str(total.files), _EFFECTS[total.do], total.rule)
+    return table
+
+
+def _held(held: Sequence[Held]) -> Table:
+    table = _table("Kept all the same", "bytes>", "files>", "rule", "because")
+    for item in held[:_SHORT]:
+        table.add_row(format_size(item.bytes), str(item.files), item.rule, Text(item.reason))
+    return table
+
+
+def result_tables(result: BuildResult) -> Iterator[RenderableType]:
+    """A build's before and after."""
+    table = _table("", "", "before>", "after>", "saved")
+    rows = (
+        ("to pull", result.before.stored, result.after.stored),
+        ("unpacked", result.before.unpacked, result.after.unpacked),
+    )
+    for name, before, after in rows:
+        saved = f"{100 * (before - after) / before:.1f} %" if before else ""
+        table.add_row(name, format_size(before), format_size(after), saved)
+    table.add_row("files", str(result.before.files), str(result.after.files), "")
+    table.add_row("layers", str(result.before.layers), str(result.after.layers), "")
+    yield _rules(result.rules)
+    if result.held:
+        yield _held(result.held)
+    yield table
+    yield Text(f"\n{result.digest}")

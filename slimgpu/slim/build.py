@@ -1,0 +1,100 @@
+"""The slim image: plan applied, checked, written as new layers under the old configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+from slimgpu import __version__
+from slimgpu.errors import BrokenClosureError, UsageError
+from slimgpu.layers.group import group_layers
+from slimgpu.layers.write import WrittenLayer, write_layers
+from slimgpu.oci.digest import digest_bytes
+from slimgpu.oci.image import Image
+from slimgpu.oci.mutate import compose
+from slimgpu.rootfs.tree import Tree, merge
+from slimgpu.slim.apply import apply
+from slimgpu.slim.check import check
+
+if TYPE_CHECKING:
+    from slimgpu.analysis.facts import Facts
+    from slimgpu.layers.compress import Format
+    from slimgpu.rootfs.filesystem import FileSystem
+    from slimgpu.slim.plan import Plan
+    from slimgpu.store.context import Context
+
+_LABEL: Final = "slimgpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A slim image whose layers lie in the workspace that they were written to."""
+
+    image: Image
+    layers: Sequence[WrittenLayer]
+    unpacked: int
+    """Bytes of the files that a container sees, hard links counted once."""
+    files: int
+
+
+def check_source(plan: Plan, image: Image) -> None:
+    """Raise `UsageError` unless the plan was made for this very image."""
+    digest = digest_bytes(image.raw_manifest)
+    if plan.source != digest:
+        raise UsageError(f"the plan was made for {plan.source}, but {image.name} is {digest}; make a new plan")
+
+
+def build(image: Image, facts: Facts, plan: Plan, layer_format: Format, blobs: Path, context: Context) -> Built:
+    """Build the image that ``plan`` describes; its layers go to ``blobs/sha256``.
+
+    Raises `BrokenClosureError` before anything is written when the result would lack what it needs.
+    """
+    check_source(plan, image)
+    with (
+        TemporaryDirectory(dir=context.cache.temporary_directory()) as scratch,
+        apply(plan, facts.files, Path(scratch) / "edited") as slim,
+    ):
+        check(facts, plan, slim)
+        plans = group_layers(slim, facts.owners)
+        layers = write_layers(slim, plans, layer_format, blobs, context)
+        _compare(slim, layers)
+        inodes = [node.inode for _, node in slim.files()]
+    unpacked = sum({id(inode): inode.entry.size for inode in inodes}.values())
+    return Built(_compose(image, plan, layers), layers, unpacked, len(inodes))
+
+
+def _compose(image: Image, plan: Plan, layers: Sequence[WrittenLayer]) -> Image:
+    labels = {
+        f"{_LABEL}.version": __version__,
+        f"{_LABEL}.level": "safe",
+        f"{_LABEL}.source.digest": plan.source,
+        f"{_LABEL}.plan.digest": plan.digest,
+    }
+    config = image.config.with_layers(
+        [written.layer.diff_id for written in layers],
+        [f"slimgpu build: {written.name}" for written in layers],
+        labels,
+    )
+    return compose(image.name, config, [written.layer for written in layers], image.manifest.annotations)
+
+
+def _compare(slim: FileSystem, layers: Sequence[WrittenLayer]) -> None:
+    """Stack what was written and hold it against what was meant: every path, every attribute, every link."""
+    names = [written.name for written in layers]
+    written = merge([written.entries for written in layers], names)
+    if _facts_of(written) != _facts_of(slim.tree):
+        raise BrokenClosureError("the written layers do not stack to the planned tree; please report this image")
+
+
+def _facts_of(tree: Tree) -> dict[str, tuple[object, ...]]:
+    first: dict[int, str] = {}
+    found: dict[str, tuple[object, ...]] = {}
+    for path, node in tree.walk():
+        entry = node.inode.entry
+        owner = (entry.mode, entry.uid, entry.gid, entry.uname, entry.gname)
+        content = (entry.size, entry.digest, entry.link, entry.device, entry.xattrs, entry.mtime)
+        found[path] = (entry.kind, owner, content, first.setdefault(id(node.inode), path))
+    return found

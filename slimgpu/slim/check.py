@@ -1,0 +1,57 @@
+"""What a slim image must not lose: libraries that kept files load, and files that kept distributions name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.analysis.claims import loader_of
+from slimgpu.errors import BrokenClosureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slimgpu.analysis.facts import Facts
+    from slimgpu.rootfs.filesystem import FileSystem
+    from slimgpu.slim.plan import Plan
+
+_SHOWN: Final = 5
+
+
+def check(facts: Facts, plan: Plan, slim: FileSystem) -> None:
+    """Raise `BrokenClosureError` naming what would be broken in ``slim`` that was whole before."""
+    broken = [*_broken_libraries(facts, slim), *_lost_records(facts, plan, slim), *_lost_entry_point(facts, slim)]
+    if broken:
+        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        raise BrokenClosureError(
+            f"the slim image would be broken: {'; '.join(broken[:_SHOWN])}{more} (keep what is missing with --keep)"
+        )
+
+
+def _broken_libraries(facts: Facts, slim: FileSystem) -> Iterator[str]:
+    before = loader_of(facts)
+    elf = {path: facts.elf[path] for path in slim.nodes if path in facts.elf}
+    after = loader_of(replace(facts, files=slim, elf=elf))
+    for path in elf:
+        now = after.providers(path)
+        for name, provider in before.providers(path).items():
+            found = now[name]
+            if provider.path and (not found.path or (found.elsewhere and not provider.elsewhere)):
+                yield f"{path} needs {name}, which was {provider.path}"
+
+
+def _lost_records(facts: Facts, plan: Plan, slim: FileSystem) -> Iterator[str]:
+    """Files of a distribution that are gone although no action of the plan drops them."""
+    dropped = {action.path for action in plan.actions}
+    for distribution in facts.distributions:
+        for path in distribution.files:
+            if path not in slim.nodes and path not in dropped:
+                yield f"{distribution.name} {distribution.version} names {path}, which is gone"
+
+
+def _lost_entry_point(facts: Facts, slim: FileSystem) -> Iterator[str]:
+    for key in ("Entrypoint", "Cmd"):
+        command = facts.config.runtime.get(key)
+        word = str(command[0]) if isinstance(command, list) and command else ""
+        if word.startswith("/") and facts.files.tree.resolve(word) and not slim.tree.resolve(word):
+            yield f"the image starts {word}, which is gone"

@@ -1,0 +1,226 @@
+"""The plan: what a build does to which path, by which rule and on what evidence.
+
+A plan is a value that can be printed, kept and replayed on the image that it was made for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
+
+from slimgpu.analysis.debian import STATUS
+from slimgpu.analysis.rules.rule import Effect
+from slimgpu.errors import UsageError
+from slimgpu.oci.digest import digest_bytes
+from slimgpu.rootfs.patterns import Patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from slimgpu.analysis.claims import Claim, Claims
+    from slimgpu.analysis.facts import Facts
+    from slimgpu.oci.image import Image
+
+SCHEMA: Final = "slimgpu.plan.v1"
+USER_DROP: Final = "user.drop"
+EMPTY_DIRECTORY: Final = "slim.empty-directory"
+DANGLING: Final = "slim.dangling-link"
+
+
+class Do(StrEnum):
+    """What is done to a path."""
+
+    DROP = "drop"
+    LINK = "link"
+    EDIT = "edit"
+
+
+def _as_path(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a string")  # noqa: TRY004 - pydantic turns ValueError into its own
+    return value
+
+
+PathText = Annotated[str, PlainValidator(_as_path), WithJsonSchema({"type": "string"})]
+"""A path, whose undecodable bytes are lone surrogates, which pydantic's own str refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One change to one path."""
+
+    path: PathText
+    do: Do
+    rule: str
+    reason: PathText
+    bytes: int
+    """Unpacked bytes that it saves."""
+    target: PathText = ""
+    """For a link, the path whose file it becomes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Files of a rule that stay after all."""
+
+    rule: str
+    reason: PathText
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All changes to one image, by path."""
+
+    schema: str
+    image: str
+    source: str
+    """Digest of the image's manifest: the plan fits no other."""
+    actions: tuple[Action, ...]
+    held: tuple[Held, ...]
+    removed_packages: tuple[str, ...]
+    """Packages that leave dpkg's database because all their files leave."""
+
+    def dump(self) -> bytes:
+        """The plan as JSON, always the same bytes for the same value."""
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+
+    @property
+    def digest(self) -> str:
+        """What names the plan in the image's labels."""
+        return digest_bytes(self.dump())
+
+
+_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+
+
+def load_plan(data: bytes, what: str) -> Plan:
+    """The plan that `Plan.dump` wrote; `UsageError` naming ``what`` when it is none."""
+    try:
+        plan = _PLAN.validate_python(json.loads(data))
+    except (ValidationError, ValueError, RecursionError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UsageError(f"{what} is not a plan of slimgpu ({reason}); make one with build --dry-run --json") from error
+    if plan.schema != SCHEMA:
+        raise UsageError(f"{what} has the schema {plan.schema!r}, this slimgpu reads {SCHEMA}; make it again")
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks for beside the rules; ``keep`` wins over everything."""
+
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Plan:
+    """The plan of level *safe*, with the user's wishes."""
+    keep = Patterns(wishes.keep)
+    drops = _Drops(facts)
+    for path, claim in claims.items():
+        if claim.effect is not Effect.KEEP and not keep.match(path):
+            drops.add(_action(facts, claim))
+    _add_wishes(facts, drops, Patterns(wishes.drop), keep)
+    drops.settle_links()
+    drops.remove_dangling(keep)
+    drops.remove_empty(keep)
+    removed = _removed_packages(facts, drops) if not keep.match(STATUS) else ()
+    if removed and STATUS in facts.files.nodes:
+        names = f"{len(removed)} removed packages leave the database"
+        drops.add(Action(STATUS, Do.EDIT, "toolchain.apt", names, 0))
+    return Plan(
+        schema=SCHEMA,
+        image=image.name,
+        source=digest_bytes(image.raw_manifest),
+        actions=tuple(sorted(drops.actions.values(), key=lambda action: action.path)),
+        held=tuple(_held(facts, claims.values())),
+        removed_packages=removed,
+    )
+
+
+def _action(facts: Facts, claim: Claim) -> Action:
+    do = Do.LINK if claim.effect is Effect.LINK else Do.DROP
+    match = claim.match
+    return Action(match.path, do, claim.rule.id, match.evidence, facts.size(match.path), match.target)
+
+
+def _add_wishes(facts: Facts, drops: _Drops, drop: Patterns, keep: Patterns) -> None:
+    for path, node in facts.files.nodes.items():
+        if not node.children and drop.match(path) and not keep.match(path):
+            drops.add(Action(path, Do.DROP, USER_DROP, "named by --drop", facts.size(path)))
+
+
+def _held(facts: Facts, claims: Iterable[Claim]) -> Iterable[Held]:
+    files: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
+    for claim in claims:
+        if claim.match.held:
+            key = (claim.rule.id, claim.match.evidence)
+            files[key] += 1
+            counts[key] += facts.size(claim.match.path)
+    for rule, reason in sorted(files, key=lambda key: (-counts[key], key)):
+        yield Held(rule, reason, files[rule, reason], counts[rule, reason])
+
+
+class _Drops:
+    """Actions under construction, by path."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self.actions: dict[str, Action] = {}
+
+    def add(self, action: Action) -> None:
+        self.actions[action.path] = action
+
+    def gone(self, path: str) -> bool:
+        action = self.actions.get(path)
+        return action is not None and action.do is Do.DROP
+
+    def settle_links(self) -> None:
+        """Leave alone what would be linked to a file that goes or is itself a link."""
+        links = [action for action in self.actions.values() if action.do is Do.LINK]
+        for action in links:
+            if action.target in self.actions:
+                del self.actions[action.path]
+
+    def remove_dangling(self, keep: Patterns) -> None:
+        """Symlinks that led somewhere and no longer do."""
+        tree = self._facts.files.tree
+        for path, node in self._facts.files.nodes.items():
+            if node.inode.entry.link and not self.gone(path) and not keep.match(path):
+                trail = tree.trail(path) or []
+                lost = next((step for step in trail[1:] if self.gone(step)), None)
+                if lost is not None:
+                    self.add(Action(path, Do.DROP, DANGLING, f"it leads to {lost}, which goes", 0))
+
+    def remove_empty(self, keep: Patterns) -> None:
+        """Directories that lose all they held, unless a package that stays names them."""
+        named = {
+            path
+            for package in self._facts.packages
+            if not all(self.gone(record) for record in package.records)
+            for path in package.files
+        }
+        nodes = self._facts.files.nodes
+        for path in reversed(nodes):
+            node = nodes[path]
+            emptied = node.children and all(self.gone(f"{path}/{name}") for name in node.children)
+            if emptied and path not in named and not keep.match(path):
+                self.add(Action(path, Do.DROP, EMPTY_DIRECTORY, "all that it held goes", 0))
+
+
+def _removed_packages(facts: Facts, drops: _Drops) -> tuple[str, ...]:
+    removed = []
+    for package in facts.packages:
+        paths = (*package.files, *package.records)
+        owned = [path for path in paths if str(facts.owners.get(path)) == f"{package.name} {package.version}"]
+        if owned and all(drops.gone(path) for path in owned):
+            removed.append(package.name)
+    return tuple(sorted(removed))
