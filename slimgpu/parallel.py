@@ -21,9 +21,7 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def ordered_map(
-    executor: Executor, function: Callable[[T], R], items: Iterable[T], window: int
-) -> Iterator[R]:
+def ordered_map(executor: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
     """``map`` with at most ``window`` items under way, results in the order of ``items``.
 
     Unlike `Executor.map` it draws from ``items`` only as results are taken, so memory stays bounded.

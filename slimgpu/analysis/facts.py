@@ -49,9 +49,7 @@ class Facts:
 
     def size(self, path: str) -> int:
         """Bytes of a regular file; 0 for everything else, and for all but the first of its hard links."""
-        inode = self.files.nodes[path].inode
-        first = inode.links == 1 or inode.entry.path == path
-        return inode.entry.size if first else 0
+        return self.files.nodes[path].inode.entry.size if self.files.is_first(path) else 0
 
 
 def gather(files: FileSystem, image: Image, context: Context, *, heed_jit: bool = True) -> Facts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -104,18 +105,27 @@ def main(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return UsageError.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
+        sys.stderr.close()  # who read our output has gone: nobody is left to tell
         return 1
-    except SlimgpuError as error:
-        return _fail(str(error), error.exit_code, arguments)
-    except OSError as error:
-        return _fail(_explain(error), 1, arguments)
-    except Exception as error:  # noqa: BLE001 - the last resort: still one sentence
-        return _fail(f"internal error: {error!r}; run again with -v -v and report the traceback", 1, arguments)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort is still one sentence
+        code, message = _outcome(error)
+        if _wants_traceback(arguments):
+            traceback.print_exception(error)
+        click.echo(f"slimgpu: {message}", err=True)
+        return code
     return 0
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """The exit code and the sentence for an error."""
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return INTERRUPTED, "interrupted; nothing was left half-written"
+    if isinstance(error, SlimgpuError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError):
+        return 1, _explain(error)
+    return 1, f"internal error: {error!r}; run again with -v -v and report the traceback"
 
 
 def _explain(error: OSError) -> str:
@@ -125,14 +135,5 @@ def _explain(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def _fail(message: str, code: int, arguments: list[str]) -> int:
-    if any(argument in ("-vv", "-vvv") for argument in arguments) or arguments.count("-v") > 1:
-        import traceback  # noqa: PLC0415 - only to explain a failure
-
-        traceback.print_exc()
-    return _say(message, code)
-
-
-def _say(message: str, code: int) -> int:
-    click.echo(f"slimgpu: {message}", err=True)
-    return code
+def _wants_traceback(arguments: list[str]) -> bool:
+    return "-vv" in arguments or arguments.count("-v") + arguments.count("--verbose") > 1

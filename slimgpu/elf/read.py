@@ -54,7 +54,7 @@ def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
     with FileBytes(path) as data:
         window = io.BufferedReader(_Window(data, offset, size), 64 * 1024)
         try:
-            return _facts(ELFFile(window))
+            return _facts(ELFFile(window), size)
         except (
             ELFError,
             ConstructError,
@@ -69,7 +69,7 @@ def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
             raise ImageError(f"{what} is not a valid ELF file") from error
 
 
-def _facts(elf: ELFFile) -> ElfFacts:
+def _facts(elf: ELFFile, size: int) -> ElfFacts:
     dynamic = _dynamic(elf)
     debug = symbols = 0
     for section in elf.iter_sections():
@@ -85,8 +85,8 @@ def _facts(elf: ELFFile) -> ElfFacts:
         rpath=_first(dynamic, "DT_RPATH"),
         runpath=_first(dynamic, "DT_RUNPATH"),
         interpreter=_interpreter(elf),
-        debug=debug,
-        symbols=symbols,
+        debug=min(debug, size),
+        symbols=min(symbols, size - min(debug, size)),
     )
 
 

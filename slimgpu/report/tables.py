@@ -47,7 +47,8 @@ def _hides_something(analysis: Analysis) -> bool:
 
 def _table(title: str, *columns: str) -> Table:
     """A table whose last column gives way when the screen is narrow; names that end in ``>`` align right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim", expand=True)
+    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim")
+    table.box, table.pad_edge, table.expand = None, False, True
     for name in columns[:-1]:
         right = name.endswith(">")
         table.add_column(name.removesuffix(">"), justify="right" if right else "left", no_wrap=True)

@@ -25,6 +25,10 @@ class FileSystem:
         self.nodes: dict[str, Node] = dict(tree.walk())
         self.tars = tars
         self.layers = layers
+        self._first: dict[int, str] = {}
+        for path, node in self.nodes.items():
+            if node.inode.links > 1:
+                self._first.setdefault(id(node.inode), path)
         self._tars: list[FileBytes] = []
         self._open = ExitStack()
 
@@ -38,6 +42,10 @@ class FileSystem:
     def files(self) -> Iterator[tuple[str, Node]]:
         """Every path of a regular file; hard links each."""
         return ((path, node) for path, node in self.nodes.items() if node.inode.entry.kind is Kind.FILE)
+
+    def is_first(self, path: str) -> bool:
+        """Whether the path is the first of its file's hard links."""
+        return self._first.get(id(self.nodes[path].inode), path) == path
 
     def content(self, inode: Inode) -> Iterator[bytes]:
         """The bytes of a regular file, in pieces."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
 
+from slimgpu.errors import ImageError
 from slimgpu.parallel import ordered_map
 from slimgpu.rootfs.content import FileBytes
 from slimgpu.rootfs.entry import MAGIC, Entry, Kind
@@ -28,12 +29,21 @@ FORMAT: Final = "index-1"
 
 _BATCH: Final = 8 * 1024 * 1024
 _WINDOW: Final = 16
+_FREE_HOLES: Final = 1024**3
+_MAX_HOLES: Final = 20 * 1024**3
 
 
 def index_layer(tar: Path, what: str, executor: Executor) -> list[Entry]:
-    """All entries of an uncompressed layer in their order; `ImageError` naming ``what`` if malformed."""
+    """All entries of an uncompressed layer in their order.
+
+    Raises `ImageError` naming ``what`` if it is malformed, or if its sparse files are a bomb: over 20 GiB of holes,
+    or over 1 GiB that is also more than 200 times the layer.
+    """
     with FileBytes(tar) as data:
         entries = list(TarReader(data, what))
+        holes = sum(entry.size - entry.stored for entry in entries)
+        if holes > _MAX_HOLES or holes > max(_FREE_HOLES, 200 * len(data)):
+            raise ImageError(f"{what} has sparse files with {holes} bytes of holes; write them out or leave them out")
         hashed = ordered_map(executor, lambda batch: _hash_batch(data, batch), _batches(entries), _WINDOW)
         return [entry for batch in hashed for entry in batch]
 

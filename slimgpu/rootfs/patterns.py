@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pathspec import PathSpec
+from pathspec import GitIgnoreSpec
 from pathspec.patterns.gitignore import GitIgnorePatternError
 
 from slimgpu.errors import UsageError
@@ -21,7 +21,7 @@ class Patterns:
 
     def __init__(self, lines: Sequence[str]) -> None:
         try:
-            self._spec = PathSpec.from_lines("gitignore", lines)
+            self._spec = GitIgnoreSpec.from_lines(lines)
         except (GitIgnorePatternError, ValueError) as error:
             raise UsageError(f"a pattern is malformed ({error}); write patterns as in .gitignore") from error
         self._empty = not lines

@@ -26,6 +26,10 @@ _MAX_EXTENDED: Final = 1024 * 1024
 _MAX_SIZE: Final = 2**43  # 8 TiB, of a file with its holes
 _MAX_ID: Final = 2**32 - 1
 _MAX_SECONDS: Final = 2**40
+_MAX_DEVICE: Final = 8**7 - 1
+"""What seven octal digits hold; Linux has 12 bits of major and 20 of minor number."""
+_MAX_PATH: Final = 4096
+"""Linux's PATH_MAX: no engine could unpack a longer path, or make a symlink of a longer text."""
 
 _KINDS: Final = {
     ord("0"): Kind.FILE,
@@ -244,12 +248,18 @@ class TarReader:
         if kind not in (Kind.HARDLINK, Kind.SYMLINK):
             return ""
         link = self._long.get("linkpath") or self._text(header, "linkpath", 157, 100)
-        return self._clean(link) if kind is Kind.HARDLINK else link
+        if kind is Kind.HARDLINK:
+            return self._clean(link)
+        self._check_text(link)
+        return link
 
     def _device(self, header: bytes, kind: Kind) -> tuple[int, int]:
         if kind not in (Kind.CHARACTER, Kind.BLOCK):
             return (0, 0)
-        return (self._number(header, 329, 8), self._number(header, 337, 8))
+        major, minor = self._number(header, 329, 8), self._number(header, 337, 8)
+        if not (0 <= major <= _MAX_DEVICE and 0 <= minor <= _MAX_DEVICE):
+            raise self._fail(f"the device {major}:{minor}")
+        return major, minor
 
     def _mtime(self, header: bytes) -> int:
         value = self._value("mtime")
@@ -279,6 +289,7 @@ class TarReader:
 
     def _clean(self, name: str) -> str:
         """A name as a path below the root; absolute names are taken from there, as every engine does."""
+        self._check_text(name)
         parts: list[str] = []
         for part in name.split("/"):
             if part == "..":
@@ -287,6 +298,10 @@ class TarReader:
                 parts.pop()
             elif part not in ("", "."):
                 parts.append(part)
-        if "\0" in name:
-            raise self._fail("a name holds a zero byte")
         return "/".join(parts)
+
+    def _check_text(self, text: str) -> None:
+        if "\0" in text:
+            raise self._fail("a name holds a zero byte")
+        if len(text) > _MAX_PATH:
+            raise self._fail(f"a path of {len(text)} characters")

@@ -71,7 +71,12 @@ class Tree:
 
     def walk(self) -> Iterator[tuple[str, Node]]:
         """Every path and its node without the root, sorted by path components, parents before children."""
-        yield from _walk("", self.root)
+        pending = _children("", self.root)
+        while pending:
+            path, node = pending.pop()
+            yield path, node
+            if node.children:
+                pending += _children(f"{path}/", node)
 
     def find(self, path: str) -> Node | None:
         """The node at exactly this path; symlinks are not followed."""
@@ -92,13 +97,9 @@ class Tree:
         return _follow(self.root, path, follow_last=follow_last)
 
 
-def _walk(prefix: str, node: Node) -> Iterator[tuple[str, Node]]:
-    for name in sorted(node.children or ()):
-        child = (node.children or {})[name]
-        path = f"{prefix}{name}"
-        yield path, child
-        if child.children:
-            yield from _walk(f"{path}/", child)
+def _children(prefix: str, node: Node) -> list[tuple[str, Node]]:
+    """What a directory holds, the last first; paths are too deep in hostile images for recursion."""
+    return [(prefix + name, child) for name, child in sorted((node.children or {}).items(), reverse=True)]
 
 
 def _follow(root: Node, path: str, *, follow_last: bool) -> list[str] | None:
@@ -110,6 +111,8 @@ def _follow(root: Node, path: str, *, follow_last: bool) -> list[str] | None:
     while pending:
         part = pending.pop()
         if part == "..":
+            if nodes[-1].children is None:
+                return None
             del names[-1:]
             del nodes[max(1, len(nodes) - 1) :]
         if part in ("..", ".", ""):
@@ -149,7 +152,7 @@ class _Stacker:
         self._tree = tree
         self._number = number
         self._name = name
-        self._last_parent: tuple[str, Node] | None = None
+        self._last_parent: tuple[str, str, Node] | None = None
 
     def apply(self, entries: Sequence[Entry]) -> None:
         whiteouts = [entry for entry in entries if entry.name.startswith(_WHITEOUT)]
@@ -178,22 +181,25 @@ class _Stacker:
 
     def _hide(self, path: str, node: Node, successor: Entry | None) -> None:
         """Account for a node that has left the tree, with all below it."""
-        inode = node.inode
-        inode.links -= 1
-        if inode.entry.kind is Kind.FILE and inode.links == 0:
-            same = successor is not None and bool(successor.digest) and successor.digest == inode.entry.digest
-            size = inode.entry.size
-            self._tree.hidden.append(
-                Hidden(path, size, inode.layer, self._number, deleted=successor is None, same_content=same)
-            )
-        for name, child in sorted((node.children or {}).items()):
-            self._hide(f"{path}/{name}", child, None)
+        pending = [(path, node)]
+        while pending:
+            path, node = pending.pop()
+            inode = node.inode
+            inode.links -= 1
+            if inode.entry.kind is Kind.FILE and inode.links == 0:
+                same = successor is not None and bool(successor.digest) and successor.digest == inode.entry.digest
+                size = inode.entry.size
+                self._tree.hidden.append(
+                    Hidden(path, size, inode.layer, self._number, deleted=successor is None, same_content=same)
+                )
+            successor = None
+            pending += _children(f"{path}/", node)
 
     def _add(self, entry: Entry) -> None:
         if not entry.path:
             self._replace_root(entry)
             return
-        parent = self._parent(entry)
+        directory, parent = self._parent(entry)
         siblings = parent.children
         assert siblings is not None
         present = siblings.get(entry.name)
@@ -212,41 +218,41 @@ class _Stacker:
         siblings[entry.name] = node
         if present is not None:
             self._last_parent = None
-            self._hide(entry.path, present, entry)
+            self._hide(f"{directory}/{entry.name}" if directory else entry.name, present, entry)
 
     def _replace_root(self, entry: Entry) -> None:
         if entry.kind is not Kind.DIRECTORY:
             raise ImageError(f"{self._name}: the root is a {entry.kind}")
         self._tree.root.inode = Inode(entry, self._number, 1)
+        self._tree.root.layer = self._number
 
-    def _parent(self, entry: Entry) -> Node:
-        """The directory that the entry goes into, made when no layer names it."""
+    def _parent(self, entry: Entry) -> tuple[str, Node]:
+        """The directory that the entry goes into, with its real path; made when no layer names it."""
         path = entry.parent
         if self._last_parent is not None and self._last_parent[0] == path:
-            return self._last_parent[1]
-        node = self._tree.root
-        walked = ""
+            return self._last_parent[1:]
+        real, node = "", self._tree.root
         for part in path.split("/") if path else ():
-            walked = f"{walked}/{part}" if walked else part
-            node = self._step(node, part, walked, entry)
-        self._last_parent = (path, node)
-        return node
+            real, node = self._step(f"{real}/{part}" if real else part, node, entry)
+        self._last_parent = (path, real, node)
+        return real, node
 
-    def _step(self, node: Node, part: str, walked: str, entry: Entry) -> Node:
+    def _step(self, path: str, node: Node, entry: Entry) -> tuple[str, Node]:
         assert node.children is not None
-        child = node.children.get(part)
+        name = path.rpartition("/")[2]
+        child = node.children.get(name)
         if child is None:
             child = Node(Inode(_IMPLICIT, self._number, 1), self._number, {})
-            node.children[part] = child
+            node.children[name] = child
         elif child.inode.entry.kind is Kind.SYMLINK:
-            resolved = self._tree.resolve(walked)
+            resolved = self._tree.resolve(path)
             target = None if resolved is None else self._tree.find(resolved)
-            if target is None or target.children is None:
-                raise self._refuse(entry, f"its parent {walked!r} is a symlink to no directory")
-            child = target
+            if resolved is None or target is None or target.children is None:
+                raise self._refuse(entry, f"its parent {path!r} is a symlink to no directory")
+            return resolved, target
         if child.children is None:
-            raise self._refuse(entry, f"its parent {walked!r} is a {child.inode.entry.kind}")
-        return child
+            raise self._refuse(entry, f"its parent {path!r} is a {child.inode.entry.kind}")
+        return path, child
 
     def _link_target(self, entry: Entry) -> Inode:
         resolved = self._tree.resolve(entry.link, follow_last=False)

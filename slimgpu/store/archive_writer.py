@@ -1,7 +1,7 @@
 """Writing images to tar archives, always the same bytes for the same image.
 
-A Docker archive is written as skopeo does: ``manifest.json``, ``<config>.json`` and one plain ``<diff id>.tar`` a layer,
-which ``docker load`` and every reader of ``docker save`` understand.
+A Docker archive is written as skopeo does: ``manifest.json``, ``<config>.json`` and one plain ``<diff id>.tar`` a
+layer, which ``docker load`` and every reader of ``docker save`` understand.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,14 +17,14 @@ from slimgpu.errors import DestinationError, UsageError
 from slimgpu.oci import media
 from slimgpu.oci.digest import digest_bytes, verified
 from slimgpu.oci.manifest import Index, dump
-from slimgpu.oci.mutate import open_file
+from slimgpu.oci.mutate import OpenBlob, open_file
 from slimgpu.oci.reference import PathTransport, RegistryReference, parse_reference
 from slimgpu.parallel import readahead
 from slimgpu.store.files import atomic_file, exclusive
 from slimgpu.store.layout import MARKER, layout_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from slimgpu.oci.image import Image, Layer
     from slimgpu.oci.reference import PathReference
@@ -41,7 +41,7 @@ class Member:
 
     name: str
     size: int
-    content: Callable[[], AbstractContextManager[Iterator[bytes]]]
+    content: OpenBlob
 
 
 def document(name: str, data: bytes) -> Member:
@@ -105,7 +105,7 @@ def _plain_layer(name: str, layer: Layer, cache: Cache, task: Task) -> Member:
     return Member(name, path.stat().st_size, opened)
 
 
-def _counted(layer: Layer, task: Task) -> Callable[[], AbstractContextManager[Iterator[bytes]]]:
+def _counted(layer: Layer, task: Task) -> OpenBlob:
     @contextmanager
     def opened() -> Iterator[Iterator[bytes]]:
         with layer.open() as chunks:

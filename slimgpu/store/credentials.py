@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -92,7 +93,8 @@ def _entry(config: AuthConfig, host: str, repository: str, path: Path) -> dict[s
             return entry
     config["auths"] = {key: value for key, value in config.auths.items() if _is_host(key)}
     try:
-        found: dict[str, str] | None = config.resolve_authconfig(host)
+        with warnings.catch_warnings(action="ignore"):  # a missing helper is told of below
+            found: dict[str, str] | None = config.resolve_authconfig(host)
     except (StoreError, DockerException):
         # Without its cause, which quotes what the helper printed.
         raise RegistryError(

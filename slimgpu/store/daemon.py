@@ -1,13 +1,13 @@
 """Images in a Docker engine, read and written as Docker archives over its API.
 
-The engine is found as the Docker SDK finds it: ``DOCKER_HOST``, ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``, else its
-socket. Source: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Image
+The engine is found as the Docker SDK finds it: ``DOCKER_HOST``, ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``, else
+its socket. Source: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Image
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, Literal
@@ -41,21 +41,20 @@ _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 def open_engine() -> Iterator[DockerClient]:
     """A client of the engine, known to answer; `MissingComponentError` when there is none."""
     import docker  # noqa: PLC0415 - only for those who name an engine
+    from docker.constants import MINIMUM_DOCKER_API_VERSION  # noqa: PLC0415
     from requests import RequestException  # noqa: PLC0415
 
     try:
-        client = docker.from_env(timeout=_ANSWERS_WITHIN)
-        client.ping()
+        with closing(docker.from_env(version=MINIMUM_DOCKER_API_VERSION, timeout=_ANSWERS_WITHIN)) as probe:
+            version = probe.api.version(api_version=False)["ApiVersion"]
+        client = docker.from_env(version=version, timeout=_WORKS_WITHIN)
     except (docker.errors.DockerException, RequestException) as error:
         host = os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
         raise MissingComponentError(
             f"no Docker engine answers at {host}; start it, set DOCKER_HOST, or name the image with docker:// or oci:"
         ) from error
-    try:
-        client.api.timeout = _WORKS_WITHIN
+    with closing(client):
         yield client
-    finally:
-        client.close()
 
 
 @contextmanager
@@ -122,7 +121,8 @@ class DaemonWriter:
         digest = digest_bytes(image.raw_config)
         members = docker_members(image, self._reference.name, self._cache, task)
         try:
-            for answer in self._client.api.load_image(readahead(tar_chunks(members))):
+            answers = self._client.api.load_image(readahead(tar_chunks(members)))  # type: ignore[no-untyped-call]
+            for answer in answers:
                 if "error" in answer:
                     raise DestinationError(f"the Docker engine did not load {self._reference}: {answer['error']}")
         except (docker.errors.DockerException, RequestException) as error:

@@ -27,7 +27,7 @@ def check_document_size(size: int, what: str) -> None:
         raise ImageError(f"{what} is {size} bytes long; a document of an image has at most {MAX_DOCUMENT}")
 
 
-def resolve_image(  # noqa: PLR0913 - the two ends of one walk
+def resolve_image(
     name: str,
     media_type: str | None,
     data: bytes,

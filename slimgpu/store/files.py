@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-
-from filelock import FileLock, Timeout
 
 from slimgpu.errors import DestinationError
 
@@ -57,27 +56,27 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the right to write ``path``.
+    """Hold the right to write ``path``; `DestinationError` at once when another process holds it.
 
-    Raises `DestinationError` at once when another process holds it, or when its directory cannot be written.
+    The lock is a file beside ``path`` that goes when the block ends.
     """
-    lock = FileLock(path.parent / f".{path.name}.slimgpu.lock", timeout=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise DestinationError(
-            f"{path} is being written by another slimgpu; wait for it or choose another destination"
-        ) from error
-    except OSError as error:
-        raise DestinationError(
-            f"{path} cannot be written ({error.strerror or error}); choose another destination"
-        ) from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.parent / f".{path.name}.slimgpu.lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have removed the file between our open and our lock.
+            held = os.fstat(file.fileno()).st_nlink > 0
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise DestinationError(
+                f"{path} is being written by another slimgpu; wait for it or choose another destination"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write_blob(directory: Path, chunks: Iterable[bytes]) -> tuple[str, int, Path]:

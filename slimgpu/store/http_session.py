@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and to wait for the next bytes."""
+UPLOAD_TIMEOUT: Final = (10.0, 600.0)
+"""The same for uploads: storage behind a registry may take minutes to take over a blob of many gigabytes."""
 _POOL: Final = 64
 _RETRIES: Final = 4
+_CONNECT_RETRIES: Final = 2
 _BACKOFF_MAX: Final = 8.0
 _RETRY_AFTER_MAX: Final = 60.0
 _PASSING: Final = (429, 500, 502, 503, 504)
@@ -52,7 +55,7 @@ class _Session(requests.Session):
     def merge_environment_settings(self, url: Any, *arguments: Any, **named: Any) -> Any:
         """No proxy lies between us and this machine's own services."""
         settings = super().merge_environment_settings(url, *arguments, **named)
-        if is_loopback(urlsplit(str(url)).hostname or ""):
+        if is_loopback(origin(str(url))[1]):
             settings["proxies"] = {}
         return settings
 
@@ -62,6 +65,8 @@ def new_session() -> requests.Session:
     session = _Session()
     retry = _BoundedRetry(
         total=_RETRIES,
+        connect=_CONNECT_RETRIES,
+        other=0,
         backoff_factor=0.5,
         backoff_max=_BACKOFF_MAX,
         status_forcelist=_PASSING,
@@ -79,9 +84,22 @@ def new_session() -> requests.Session:
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port: what credentials belong to."""
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    """Scheme, host and port: what credentials belong to; all empty for what is no URL."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return "", "", None
+
+
+def resolve_location(response: requests.Response) -> str:
+    """The URL that a ``Location`` header sends us to; `RegistryError` when it is none, or not secure."""
+    try:
+        url = urljoin(response.url, response.headers.get("Location", ""))
+    except ValueError:
+        url = ""
+    require_secure(url, response.url)
+    return url
 
 
 def is_loopback(host: str) -> bool:
@@ -108,7 +126,7 @@ def require_secure(url: str, source: str) -> None:
     )
 
 
-def reason(error: requests.RequestException, host: str) -> str:
+def reason(error: Exception, host: str) -> str:
     """The failure in a few words, without the URL (which may hold a token)."""
     if isinstance(error, requests.exceptions.SSLError):
         return (
@@ -124,9 +142,9 @@ def reason(error: requests.RequestException, host: str) -> str:
 
 def read_bounded(response: requests.Response, limit: int) -> bytes | None:
     """The answer's body; None when it is longer than ``limit``."""
-    data = b""
+    data = bytearray()
     for chunk in response.iter_content(64 * 1024):
         data += chunk
         if len(data) > limit:
             return None
-    return data
+    return bytes(data)

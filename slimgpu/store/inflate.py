@@ -27,6 +27,8 @@ _SKIPPABLE: Final = tuple(bytes([0x50 + i, 0x2A, 0x4D, 0x18]) for i in range(16)
 _FOREIGN: Final = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4"}
 
 _GzipError = cast("type[Exception]", igzip_lib.IsalError)  # its stub says that it is an instance
+_MAX_WINDOW: Final = 2**27
+"""What ``zstd`` itself accepts unless told otherwise; a frame can ask for any amount of memory."""
 _FREE: Final = 1024**3
 _MAX_RATIO: Final = 200
 _MAX_LAYER_VARIABLE: Final = "SLIMGPU_MAX_LAYER_SIZE"
@@ -37,7 +39,8 @@ def inflate(chunks: Iterable[bytes], what: str) -> Iterator[bytes]:
     """The uncompressed bytes of a layer blob.
 
     Raises `ImageError` naming ``what`` for truncated or corrupt data, and for a decompression bomb: more than
-    ``SLIMGPU_MAX_LAYER_SIZE`` (200 GB), or more than 1 GiB that is also over 200 times what was read.
+    200 GB, or more than 1 GiB that is also over 200 times what was read; with ``SLIMGPU_MAX_LAYER_SIZE`` set,
+    more than that.
     """
     source = _Counted(chunks)
     head = b""
@@ -76,22 +79,24 @@ def _decoder(head: bytes, chunks: Iterable[bytes], what: str) -> Iterable[bytes]
 
 
 def _bounded(output: Iterable[bytes], source: _Counted, what: str) -> Iterator[bytes]:
-    limit = max_layer_size()
+    stated = os.environ.get(_MAX_LAYER_VARIABLE)
+    limit = _parse_limit(stated or _MAX_LAYER_DEFAULT)
     count = 0
     for chunk in output:
         count += len(chunk)
         if count > limit:
             raise ImageError(
-                f"{what} unpacks to more than {format_size(limit)}; raise {_MAX_LAYER_VARIABLE} if it should"
+                f"{what} unpacks to more than {format_size(limit)}; set {_MAX_LAYER_VARIABLE} higher if it should"
             )
-        if count > _FREE and count > _MAX_RATIO * source.count:
-            raise ImageError(f"{what} looks like a decompression bomb: over {_MAX_RATIO} times its size")
+        if not stated and count > max(_FREE, _MAX_RATIO * source.count):
+            raise ImageError(
+                f"{what} looks like a decompression bomb, over {_MAX_RATIO} times its size;"
+                f" set {_MAX_LAYER_VARIABLE} (like 20GB) if it is none"
+            )
         yield chunk
 
 
-def max_layer_size() -> int:
-    """The most bytes that one layer may unpack to, from the environment or 200 GB."""
-    text = os.environ.get(_MAX_LAYER_VARIABLE) or _MAX_LAYER_DEFAULT
+def _parse_limit(text: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
@@ -128,7 +133,7 @@ def _bounded_pieces(decoder: Any, data: bytes) -> Iterator[bytes]:
 def _unzstd(chunks: Iterable[bytes], what: str) -> Iterator[bytes]:
     """All frames of a zstd stream, skippable ones passed over."""
     source = cast("IO[bytes]", _Readable(chunks))
-    reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(
+    reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
         source, read_size=CHUNK, read_across_frames=True
     )
     try:

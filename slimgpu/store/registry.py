@@ -18,7 +18,7 @@ from slimgpu.oci import media
 from slimgpu.oci.digest import check_bytes, is_digest
 from slimgpu.oci.image import CHUNK
 from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_image
-from slimgpu.store.http_session import TIMEOUT, is_loopback, new_session, origin, read_bounded, reason
+from slimgpu.store.http_session import TIMEOUT, UPLOAD_TIMEOUT, is_loopback, new_session, origin, read_bounded, reason
 from slimgpu.store.registry_auth import Authenticator
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Repository:
         """The address of a manifest, a blob or an upload, relative to the registry."""
         return f"v2/{self._repository}/{kind}/{identifier}"
 
-    def send(  # noqa: PLR0913 - one place for what all requests share
+    def send(
         self,
         method: str,
         target: str,
@@ -141,35 +141,36 @@ class Repository:
         good: Collection[int] = _OK,
         headers: Mapping[str, str] | None = None,
         body: Any = None,
-        timeout: tuple[float, float] = TIMEOUT,
+        renewals: int = 1,
     ) -> requests.Response:
-        """The answer, whose status is one of ``good``; answers a demand for credentials once.
+        """The answer, whose status is one of ``good``; answers a demand for credentials ``renewals`` times.
 
         ``body`` is bytes, or can be iterated again and has a length. Credentials go to the registry's own origin
         only. Raises `RegistryError` naming the reference and ``what``.
         """
         url = urljoin(self._base, target)
-        for _ in range(2):
+        for left in range(renewals, -1, -1):
             used = self._auth.header() if origin(url) == origin(self._base) else None
             sent = {**(headers or {}), **({"Authorization": used} if used else {})}
-            response = self._send_once(method, url, sent, body, timeout)
+            response = self._send_once(method, url, sent, body)
             if response.status_code in good:
                 return response
             if response.status_code != _UNAUTHORIZED or origin(response.url) != origin(self._base):
                 raise self._failure(response, what)
             response.close()
+            if not left:
+                break
             self._auth.renew(response.headers.get("WWW-Authenticate", ""), used, response.url)
         raise self._auth.refused()
 
-    def _send_once(
-        self, method: str, url: str, headers: Mapping[str, str], body: Any, timeout: tuple[float, float]
-    ) -> requests.Response:
+    def _send_once(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> requests.Response:
         follow = method in ("GET", "HEAD")
+        timeout = UPLOAD_TIMEOUT if method == "PUT" else TIMEOUT
         try:
             return self._session.request(
                 method, url, headers=headers, data=body, timeout=timeout, allow_redirects=follow, stream=True
             )
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # the latter for a redirect to no URL
             raise RegistryError(f"{self.name} is out of reach: {reason(error, origin(url)[1])}") from error
 
     def _failure(self, response: requests.Response, what: str) -> RegistryError:

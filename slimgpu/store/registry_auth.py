@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final
 
 import requests
@@ -35,9 +36,9 @@ class Challenge:
 def parse_challenge(header: str) -> Challenge | None:
     """The challenge that we answer: Bearer before Basic; None when the header names neither."""
     starts = list(_SCHEME.finditer(header))
-    ends = [match.start() for match in starts[1:]] + [len(header)]
+    ends = [match.start() for match in starts[1:]]
     found = {}
-    for match, end in zip(starts, ends, strict=True):
+    for match, end in zip_longest(starts, ends):
         values: dict[str, str | None] = parse_dict_header(header[match.end() : end])  # type: ignore[no-untyped-call]
         parameters = {key.lower(): value for key, value in values.items() if value is not None}
         found[match[1].lower()] = Challenge(match[1].lower(), parameters)
@@ -100,7 +101,7 @@ class Authenticator:
                         f"the token service of {self._host} answered {response.status_code}; try again later"
                     )
                 return self._token(read_bounded(response, _MAX_ANSWER))
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:
             raise RegistryError(
                 f"no token for {self._host}/{self._repository}: {reason(error, origin(realm)[1])}"
             ) from error

@@ -6,25 +6,27 @@ Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from slimgpu.errors import DestinationError, RegistryError
 from slimgpu.oci import media
 from slimgpu.oci.digest import digest_bytes
 from slimgpu.parallel import ordered_map
 from slimgpu.progress import SILENT
-from slimgpu.store.http_session import require_secure
+from slimgpu.store.http_session import resolve_location
 from slimgpu.store.registry import Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from slimgpu.oci.image import Image, Layer
     from slimgpu.oci.manifest import Descriptor
+    from slimgpu.oci.mutate import OpenBlob
     from slimgpu.oci.reference import RegistryReference
     from slimgpu.progress import Task
     from slimgpu.store.cache import Cache
@@ -35,17 +37,16 @@ _ACCEPTED: Final = 202
 _NO_CONTENT: Final = 204
 _NOT_FOUND: Final = 404
 _PARALLEL: Final = 4
-_UPLOAD_TIMEOUT: Final = (10.0, 600.0)
-"""Storage behind a registry may take minutes to take over a blob of many gigabytes."""
 
 
 class _Body:
     """A blob as the body of a request: its length is known, and it can be sent again."""
 
-    def __init__(self, content: Callable[[], AbstractContextManager[Iterator[bytes]]], size: int, task: Task) -> None:
+    def __init__(self, content: OpenBlob, size: int, task: Task, stop: Event) -> None:
         self._content = content
         self._size = size
         self._task = task
+        self._stop = stop
 
     def __len__(self) -> int:
         return self._size
@@ -53,6 +54,8 @@ class _Body:
     def __iter__(self) -> Iterator[bytes]:
         with self._content() as chunks:
             for chunk in chunks:
+                if self._stop.is_set():
+                    raise RegistryError("the push was given up because another of its uploads failed")
                 yield chunk
                 self._task.advance(len(chunk))
 
@@ -66,6 +69,7 @@ class RegistryWriter:
         self._reference = reference
         self._repository = Repository(reference, "pull,push")
         self._cache = cache
+        self._stop = Event()
         self.workspace = Path()
 
     @contextmanager
@@ -86,8 +90,12 @@ class RegistryWriter:
             raise DestinationError(f"{self._reference} names another image than {digest}; write to a tag instead")
         unique = {layer.descriptor.digest: layer for layer in image.layers}
         with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="push") as threads:
-            for _ in ordered_map(threads, lambda layer: self._push_layer(layer, task), unique.values(), _PARALLEL):
-                pass
+            try:
+                for _ in ordered_map(threads, lambda layer: self._push_layer(layer, task), unique.values(), _PARALLEL):
+                    pass
+            except BaseException:
+                self._stop.set()
+                raise
         config = image.manifest.config
         with SILENT.task("configuration", config.size) as uncounted:
             self._push_blob(config, lambda: nullcontext(iter([image.raw_config])), uncounted)
@@ -97,9 +105,7 @@ class RegistryWriter:
     def _push_layer(self, layer: Layer, task: Task) -> None:
         self._push_blob(layer.descriptor, layer.open, task)
 
-    def _push_blob(
-        self, blob: Descriptor, content: Callable[[], AbstractContextManager[Iterator[bytes]]], task: Task
-    ) -> None:
+    def _push_blob(self, blob: Descriptor, content: OpenBlob, task: Task) -> None:
         if self._has_blob(blob.digest):
             task.advance(blob.size)
             return
@@ -111,8 +117,7 @@ class RegistryWriter:
             f"the upload of {blob.digest}",
             good=(_CREATED, _NO_CONTENT),
             headers={"Content-Type": "application/octet-stream"},
-            body=_Body(content, blob.size, task),
-            timeout=_UPLOAD_TIMEOUT,
+            body=_Body(content, blob.size, task, self._stop),
         ).close()
 
     def _has_blob(self, digest: str) -> bool:
@@ -123,14 +128,13 @@ class RegistryWriter:
     def _start_upload(self) -> str:
         target = self._repository.path("blobs", "uploads/")
         with self._repository.send("POST", target, "an upload", good=(_ACCEPTED,)) as response:
-            location = urljoin(response.url, response.headers.get("Location", ""))
-            require_secure(location, response.url)
-            return location
+            return resolve_location(response)
 
     def _cancel(self, location: str) -> None:
-        """Not every registry can; then it drops the upload by itself, later."""
+        """Not every registry can, nor does pushing always include deleting; then it drops the upload later."""
+        good = (_NO_CONTENT, _OK, _ACCEPTED)
         with suppress(RegistryError):
-            self._repository.send("DELETE", location, "an upload", good=(_NO_CONTENT, _OK, _ACCEPTED)).close()
+            self._repository.send("DELETE", location, "an upload", good=good, renewals=0).close()
 
     def _push_manifest(self, image: Image, identifier: str, digest: str) -> None:
         media_type = image.manifest.media_type or media.OCI_MANIFEST

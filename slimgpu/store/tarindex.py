@@ -58,7 +58,7 @@ class TarIndex:
             self._links[name] = _normal(posixpath.join(posixpath.dirname(name), member.linkname))
         elif member.islnk():
             self._links[name] = _normal(member.linkname)
-        elif member.isreg() and not member.issparse():
+        elif _is_blob(member):
             self._files[name] = BlobFile(self._path, member.offset_data, member.size)
 
     def find(self, member: str) -> BlobFile:
@@ -97,9 +97,14 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         for count, member in enumerate(archive):
             if count >= _MAX_MEMBERS:
                 raise tarfile.ReadError(f"more than {_MAX_MEMBERS} members")
-            if member.isreg() and member.offset_data + member.size > end:
+            if _is_blob(member) and member.offset_data + member.size > end:
                 raise tarfile.ReadError(f"{member.name!r} is cut short")
             yield member
+
+
+def _is_blob(member: tarfile.TarInfo) -> bool:
+    """Whether the member lies in the archive as it is; no engine writes sparse ones."""
+    return member.isreg() and not member.issparse()
 
 
 def _normal(name: str) -> str:

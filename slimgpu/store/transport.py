@@ -108,6 +108,6 @@ def _sink(reference: Reference, cache: Cache) -> AbstractContextManager[Sink]:
         from slimgpu.store.layout import LayoutWriter  # noqa: PLC0415
 
         return LayoutWriter(reference.path, reference.tag).opened()
-    from slimgpu.store.archive_writer import open_archive_writer  # noqa: PLC0415
+    from slimgpu.store.archive_writer import ArchiveWriter  # noqa: PLC0415
 
-    return open_archive_writer(reference, cache)
+    return ArchiveWriter(reference, cache).opened()
