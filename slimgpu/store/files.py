@@ -56,13 +56,13 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the right to write ``path``; `DestinationError` at once when another process holds it.
+    """Hold the right to write ``path``.
 
-    The lock is a file beside ``path`` that goes when the block ends.
+    The lock is a file beside ``path`` that goes when the block ends. Raises `DestinationError` at once when another
+    process holds it, or when the directory cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.parent / f".{path.name}.slimgpu.lock"
-    with lock.open("w") as file:
+    with _opened_for_writing(lock, path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it before may have removed the file between our open and our lock.
@@ -77,6 +77,16 @@ def exclusive(path: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _opened_for_writing(lock: Path, path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("w")
+    except OSError as error:
+        raise DestinationError(
+            f"{path} cannot be written ({error.strerror or error}); choose another destination"
+        ) from error
 
 
 def write_blob(directory: Path, chunks: Iterable[bytes]) -> tuple[str, int, Path]:

@@ -5,7 +5,7 @@ Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,6 @@ from urllib.parse import urlencode, urlsplit
 from slimgpu.errors import DestinationError, RegistryError
 from slimgpu.oci import media
 from slimgpu.oci.digest import digest_bytes
-from slimgpu.parallel import ordered_map
 from slimgpu.progress import SILENT
 from slimgpu.store.http_session import resolve_location
 from slimgpu.store.registry import Repository
@@ -90,11 +89,13 @@ class RegistryWriter:
             raise DestinationError(f"{self._reference} names another image than {digest}; write to a tag instead")
         unique = {layer.descriptor.digest: layer for layer in image.layers}
         with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="push") as threads:
+            pushes = [threads.submit(self._push_layer, layer, task) for layer in unique.values()]
             try:
-                for _ in ordered_map(threads, lambda layer: self._push_layer(layer, task), unique.values(), _PARALLEL):
-                    pass
+                for push in as_completed(pushes):
+                    push.result()
             except BaseException:
                 self._stop.set()
+                threads.shutdown(wait=False, cancel_futures=True)
                 raise
         config = image.manifest.config
         with SILENT.task("configuration", config.size) as uncounted:

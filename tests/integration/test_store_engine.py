@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
-from slimgpu.errors import MissingComponentError, NotFoundError, UsageError
+from slimgpu.errors import DigestError, MissingComponentError, NotFoundError, UsageError
 from slimgpu.oci.reference import parse_reference
 from slimgpu.store.transport import open_sink
 from tests.support.images import Compression, Entry, hello_image, make_image, make_layer
@@ -121,3 +121,13 @@ def test_no_engine(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_image_id_is_no_destination(cache: Cache) -> None:
     with pytest.raises(UsageError, match="is an image id, not a name"):
         open_sink(parse_reference(f"docker-daemon:sha256:{'0' * 64}"), cache).__enter__()
+
+
+def test_a_damaged_layer_is_not_loaded(name: str, tmp_path: Path, cache: Cache, engine: Engine) -> None:
+    image = hello_image("plain", text=f"damaged {name}\n")
+    put(image, f"oci:{tmp_path}/image:v1", cache)
+    blob = tmp_path / "image" / "blobs" / image.layers[1].descriptor.digest.replace(":", "/")
+    blob.write_bytes(blob.read_bytes().replace(b"damaged", b"DAMAGED"))
+    with opened(f"oci:{tmp_path}/image", cache) as read, pytest.raises(DigestError, match="layer sha256"):
+        put(read, f"docker-daemon:{name}:v1", cache)
+    assert engine.docker("images", "--quiet", f"{name}:v1") == ""
