@@ -4,13 +4,13 @@
 
     SlimgpuError                 1  failed
     ├── UsageError               2  a wrong argument, reference or configuration
-    ├── RefusedError             3  a gate or a verification said no
+    ├── RefusedError             3  a gate or a check said no
+    │   └── BrokenClosureError   3  a build that would break what it keeps
     ├── RegistryError            4  a registry's answer, or credentials
     ├── MissingComponentError    5  an engine, a GPU or a tool that is not there
     ├── NotFoundError            1  no such image, tag, blob or path
     ├── ImageError               1  an image that breaks its format
     │   └── DigestError          1  bytes that do not match their digest
-    ├── BrokenClosureError       1  a build that would break what it keeps
     └── DestinationError         1  a destination that cannot be written
 
 A message is one sentence that names the input and the way out. Values of secrets never go into one.
@@ -32,7 +32,7 @@ class UsageError(SlimgpuError):
 
 
 class RefusedError(SlimgpuError):
-    """A gate or a verification ran to its end and said no."""
+    """A gate or a check ran to its end and said no."""
 
     exit_code = 3
 
@@ -61,7 +61,7 @@ class DigestError(ImageError):
     """Bytes that do not hash to the digest that names them."""
 
 
-class BrokenClosureError(SlimgpuError):
+class BrokenClosureError(RefusedError):
     """The slim image would lack a library or a file that something kept still needs."""
 
 

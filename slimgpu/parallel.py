@@ -1,4 +1,4 @@
-"""Executors and the two ways work flows through them: in order with a bound, and ahead of the reader."""
+"""Executors that end early on failure, and the two ways work flows: in order with a bound, ahead of the reader."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import queue
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor, Future
+    from types import TracebackType
+
+    from slimgpu.progress import Task
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,6 +23,43 @@ R = TypeVar("R")
 def default_jobs() -> int:
     """The number of cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+class CancelledError(Exception):
+    """Work was given up because other work beside it failed; only the first failure is told."""
+
+
+class Workers(ThreadPoolExecutor):
+    """Threads whose work is given up when the ``with`` block fails, so that Ctrl-C does not wait for gigabytes.
+
+    Work notices at its next `Task.advance` on a task that `watch` gave.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        super().__init__(count, name)
+        self._given_up = threading.Event()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._given_up.set()
+        self.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def watch(self, task: Task) -> Task:
+        """The same task, which raises `CancelledError` once the work is given up."""
+        return _WatchedTask(task, self._given_up)
+
+
+class _WatchedTask:
+    def __init__(self, task: Task, given_up: threading.Event) -> None:
+        self._task = task
+        self._given_up = given_up
+
+    def advance(self, amount: int) -> None:
+        if self._given_up.is_set():
+            raise CancelledError
+        self._task.advance(amount)
 
 
 def ordered_map(executor: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write and read them: decimal units, as registries and disks use."""
+"""What people write and read: sizes in decimal units, as registries and disks use, and foreign text."""
 
 from __future__ import annotations
 
@@ -34,9 +34,12 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
-def format_seconds(seconds: float) -> str:
-    """``75.3`` as ``'1 m 15 s'``, ``2.345`` as ``'2.3 s'``."""
-    if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} m {rest:02d} s"
+def printable(text: str) -> str:
+    """Text from an image with what could drive a terminal, or is no character at all, written as an escape."""
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # an undecodable byte of a name, as os.fsdecode keeps it
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -61,11 +62,16 @@ def _read_layer(tar: Path, entries: Sequence[Entry], jobs: int, task: Task) -> b
     # Not fork: this process has threads, whose locks a forked child would inherit as they are.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(jobs, len(batches)), context) as pool:
+    with ProcessPoolExecutor(min(jobs, len(batches)), context, _ignore_interrupt) as pool:
         for pairs in ordered_map(pool, partial(_read_batch, tar), batches, 2 * jobs):
             found += pairs
             task.advance(_BATCH)
     return _dump(found)
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches every process of the terminal; it is this pool's owner that ends the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _read_batch(tar: Path, places: Sequence[tuple[int, int]]) -> list[tuple[int, ElfFacts]]:

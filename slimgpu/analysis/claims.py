@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.rules import RULES
+from slimgpu.analysis.rules.caches import CACHES
 from slimgpu.analysis.rules.rule import Effect, Match, Rule
-from slimgpu.elf.closure import Loader, search_directories
+from slimgpu.elf.closure import Loader, library_path, search_directories
 from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from slimgpu.analysis.facts import Facts
 
@@ -55,7 +56,7 @@ def _goes(claims: Claims, path: str) -> bool:
     return claim is not None and claim.effect is Effect.DROP
 
 
-def _hold(claims: dict[str, Claim], paths: Iterator[str], why: str) -> list[str]:
+def _hold(claims: dict[str, Claim], paths: Iterable[str], why: str) -> list[str]:
     """Keep ``paths`` after all; gives those that were to go."""
     going = [path for path in paths if _goes(claims, path)]
     for path in going:
@@ -83,13 +84,27 @@ def _follow_links(facts: Facts, claims: dict[str, Claim]) -> None:
         if node.inode.entry.kind is not Kind.SYMLINK or path in claims:
             continue
         trail = facts.files.tree.trail(path) or [path]
+        why = f"the symlink {path} leads to it"
+        if _is_in_cache(facts, claims, trail[-1]):
+            _hold(claims, (*trail, *(below for below, _ in facts.files.tree.walk(trail[-1]))), why)
         if not _goes(claims, trail[-1]):
             continue
         if any(step.startswith(_ALTERNATIVES) for step in trail):
             target = claims[trail[-1]]
             claims[path] = replace(target, match=Match(path, f"alternative that leads to {trail[-1]}"))
         else:
-            _hold(claims, iter(trail), f"the symlink {path} leads to it")
+            _hold(claims, trail, why)
+
+
+def _is_in_cache(facts: Facts, claims: Claims, path: str) -> bool:
+    """Whether a directory has only files of a cache below it: uv and conda link whole packages into theirs."""
+    found = False
+    for leaf, node in facts.files.tree.walk(path):
+        if node.children is None:
+            if leaf not in claims or claims[leaf].rule.group != CACHES:
+                return False
+            found = True
+    return found
 
 
 def _hold_needed(facts: Facts, claims: dict[str, Claim]) -> None:
@@ -99,14 +114,14 @@ def _hold_needed(facts: Facts, claims: dict[str, Claim]) -> None:
     while pending:
         path = pending.pop()
         for provider in loader.providers(path).values():
-            needed = iter((provider.path, *provider.links))
+            needed = (provider.path, *provider.links)
             pending += [held for held in _hold(claims, needed, f"{path} needs it") if held in facts.elf]
 
 
 def loader_of(facts: Facts) -> Loader:
     """The image's dynamic loader."""
-    directories = search_directories(facts.files, facts.config.environment)
-    return Loader(facts.elf, facts.files.tree.trail, directories)
+    environment = library_path(facts.config.environment)
+    return Loader(facts.elf, facts.files.tree.trail, search_directories(facts.files), environment)
 
 
 def _relink(claims: dict[str, Claim]) -> dict[str, Claim]:

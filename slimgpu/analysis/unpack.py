@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from slimgpu.parallel import Workers
 from slimgpu.rootfs import index
 from slimgpu.rootfs.filesystem import FileSystem
 from slimgpu.rootfs.tree import merge
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from slimgpu.oci.image import Image, Layer
@@ -25,12 +26,14 @@ def unpack(image: Image, context: Context) -> FileSystem:
     total = sum(layer.descriptor.size for layer in image.layers)
     with (
         context.progress.task("unpacking layers", total) as task,
-        ThreadPoolExecutor(context.jobs, "layer") as layers,
-        ThreadPoolExecutor(context.jobs, "hash") as hashing,
+        Workers(context.jobs, "layer") as layers,
+        Workers(context.jobs, "hash") as hashing,
     ):
 
+        watched = layers.watch(task)
+
         def one(layer: Layer, name: str) -> tuple[Path, list[Entry]]:
-            return _unpack_layer(layer, name, context.cache, hashing, task)
+            return _unpack_layer(layer, name, context.cache, hashing, watched)
 
         unpacked = list(layers.map(one, image.layers, names))
     layers_entries = [entries for _, entries in unpacked]
@@ -38,7 +41,7 @@ def unpack(image: Image, context: Context) -> FileSystem:
 
 
 def _unpack_layer(
-    layer: Layer, name: str, cache: Cache, executor: ThreadPoolExecutor, task: Task
+    layer: Layer, name: str, cache: Cache, executor: Executor, task: Task
 ) -> tuple[Path, list[Entry]]:
     tar = cache.layer(layer, task)
     data = cache.derived(index.FORMAT, layer.diff_id, lambda: index.dump(index.index_layer(tar, name, executor)))

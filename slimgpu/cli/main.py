@@ -13,6 +13,7 @@ import click
 
 from slimgpu import __version__
 from slimgpu.errors import SlimgpuError, UsageError
+from slimgpu.units import printable
 
 COMMANDS: Final = {
     "analyze": "Where the bytes of an image are, and what could go.",
@@ -22,6 +23,16 @@ COMMANDS: Final = {
 
 INTERRUPTED: Final = 130
 _CONFIGURATION: Final = "slimgpu.yaml"
+
+
+def options_of(command: click.Command) -> dict[str, click.Option]:
+    """The options of a command by what follows ``--``, with '_' for '-'."""
+    found = {}
+    for option in command.params:
+        if isinstance(option, click.Option):
+            long = next(name for name in option.opts if name.startswith("--"))
+            found[long.removeprefix("--").replace("-", "_")] = option
+    return found
 
 
 class LazyGroup(click.Group):
@@ -39,6 +50,9 @@ class LazyGroup(click.Group):
             return None
         command = import_module(f"slimgpu.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
+        for name, option in options_of(command).items():
+            # click would name the variable after the function's argument, not after the option.
+            option.envvar = f"SLIMGPU_{cmd_name}_{name}".upper()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -70,25 +84,41 @@ def cli(ctx: click.Context, config: Path | None, *, verbose: int, quiet: bool) -
     ctx.obj = {"verbose": verbose, "quiet": quiet}
     path = config or Path(_CONFIGURATION)
     if path.exists():
-        ctx.default_map = _read_configuration(path)
+        ctx.default_map = {
+            name: _defaults(path, name, section, ctx) for name, section in _read_configuration(path).items()
+        }
 
 
-def _read_configuration(path: Path) -> dict[str, Any]:
+def _read_configuration(path: Path) -> dict[str, dict[Any, Any]]:
     """Options by command: ``{"build": {"format": "gzip"}}``."""
     import yaml  # noqa: PLC0415 - only when there is a file
 
     try:
         document = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not all(isinstance(section, dict) for section in document.values()):
         raise UsageError(f"{path} must map commands to options, like 'build: {{format: gzip}}'")
-    unknown = sorted(set(document) - set(COMMANDS))
-    if unknown:
-        raise UsageError(f"{path} names the unknown command {unknown[0]!r}; commands are {', '.join(COMMANDS)}")
-    return {
-        name: {key.replace("-", "_"): value for key, value in section.items()} for name, section in document.items()
-    }
+    unknown = next((name for name in document if name not in COMMANDS), None)
+    if unknown is not None:
+        raise UsageError(f"{path} names the unknown command {unknown!r}; commands are {', '.join(COMMANDS)}")
+    return document
+
+
+def _defaults(path: Path, name: str, section: dict[Any, Any], ctx: click.Context) -> dict[str, Any]:
+    """One command's options as click takes them: by the name of the function's argument."""
+    assert isinstance(ctx.command, click.Group)
+    command = ctx.command.get_command(ctx, name)
+    assert command is not None
+    options = options_of(command)
+    defaults = {}
+    for key, value in section.items():
+        option = options.get(str(key).replace("-", "_"))
+        if option is None or option.name is None:
+            known = ", ".join(option.replace("_", "-") for option in options)
+            raise UsageError(f"{path} has the unknown option {key!r} for {name}; options are {known}")
+        defaults[option.name] = [value] if option.multiple and isinstance(value, str) else value
+    return defaults
 
 
 def run() -> None:
@@ -112,7 +142,7 @@ def main(arguments: list[str]) -> int:
         code, message = _outcome(error)
         if _wants_traceback(arguments):
             traceback.print_exception(error)
-        click.echo(f"slimgpu: {message}", err=True)
+        click.echo(f"slimgpu: {printable(message)}", err=True)
         return code
     return 0
 

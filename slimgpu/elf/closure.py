@@ -46,9 +46,11 @@ class Loader:
         elf: Mapping[str, ElfFacts],
         trail: Callable[[str], list[str] | None],
         directories: Iterable[str],
+        library_path: Iterable[str] = (),
     ) -> None:
         self._elf = elf
         self._trail = trail
+        self._library_path = tuple(library_path)
         self._directories = tuple(directories)
         self._by_name: dict[str, list[str]] = {}
         for path, facts in elf.items():
@@ -58,13 +60,12 @@ class Loader:
     def providers(self, path: str) -> dict[str, Provider]:
         """For each name that the file at ``path`` needs, what satisfies it."""
         facts = self._elf[path]
-        search = (*self._own_directories(path, facts), *self._directories)
-        return {name: self._provider(name, facts, search) for name in facts.needed}
-
-    def _own_directories(self, path: str, facts: ElfFacts) -> tuple[str, ...]:
         origin = path.rpartition("/")[0]
         text = facts.runpath or facts.rpath
-        return tuple(_expand(part, origin, facts.bits) for part in text.split(":") if part)
+        own = tuple(_expand(part, origin, facts.bits) for part in text.split(":") if part)
+        first = (*self._library_path, *own) if facts.runpath else (*own, *self._library_path)
+        search = (*first, *self._directories)
+        return {name: self._provider(name, facts, search) for name in facts.needed}
 
     def _provider(self, name: str, facts: ElfFacts, search: Iterable[str]) -> Provider:
         candidates = [name] if "/" in name else [f"{directory}/{name}" for directory in search]
@@ -87,10 +88,14 @@ def _expand(text: str, origin: str, bits: int) -> str:
     return _TOKEN.sub(lambda match: values[match[1] or match[2]], text)
 
 
-def search_directories(files: FileSystem, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """LD_LIBRARY_PATH, the directories of ld.so.conf with its includes, and the loader's own, in order."""
-    own = [part for part in environment.get("LD_LIBRARY_PATH", "").split(":") if part]
-    return (*own, *_configured(files, "etc/ld.so.conf", depth=0), *_DEFAULT)
+def library_path(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The directories of LD_LIBRARY_PATH."""
+    return tuple(part for part in re.split("[:;]", environment.get("LD_LIBRARY_PATH", "")) if part)
+
+
+def search_directories(files: FileSystem) -> tuple[str, ...]:
+    """The directories of ld.so.conf with its includes, and the loader's own, in order."""
+    return (*_configured(files, "etc/ld.so.conf", depth=0), *_DEFAULT)
 
 
 def _configured(files: FileSystem, path: str, depth: int) -> list[str]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _ZSTD_LEVEL: Final = 3
+_ZSTD_JOB: Final = 2 * 1024 * 1024
+"""What one thread compresses at a time: a quarter of zstd's choice takes a quarter of the memory for 0.3 % more bytes."""
 _GZIP_LEVEL: Final = 6
 _GZIP_MEMBER: Final = 1024 * 1024
 
@@ -50,7 +52,7 @@ def compress(chunks: Iterable[bytes], layer_format: Format, size: int, jobs: int
 def _zstd(chunks: Iterable[bytes], size: int, jobs: int) -> Iterator[bytes]:
     """One frame. zstd cuts it into the same jobs for any number of threads but none, hence at least one."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        _ZSTD_LEVEL, threads=max(1, jobs), write_checksum=True, write_content_size=True
+        _ZSTD_LEVEL, threads=max(1, jobs), job_size=_ZSTD_JOB, write_checksum=True, write_content_size=True
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size)
     for chunk in chunks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +13,7 @@ from slimgpu.layers.tarstream import gathered, layer_entries, parents, tar_chunk
 from slimgpu.oci.image import Layer
 from slimgpu.oci.manifest import Descriptor
 from slimgpu.oci.mutate import BlobLayer, open_file
-from slimgpu.parallel import readahead
+from slimgpu.parallel import Workers, readahead
 from slimgpu.rootfs.entry import Entry
 from slimgpu.store.files import write_blob
 
@@ -50,10 +49,12 @@ def write_layers(
         layer_entries(plan.paths, files, shared, top=number == len(plans) - 1) for number, plan in enumerate(plans)
     ]
     sizes = [tar_size(entries) for entries in stacks]
-    with context.progress.task("writing layers", sum(sizes)) as task, ThreadPoolExecutor(_AT_ONCE, "layer") as pool:
+    with context.progress.task("writing layers", sum(sizes)) as task, Workers(_AT_ONCE, "layer") as pool:
+
+        watched = pool.watch(task)
 
         def one(plan: LayerPlan, entries: Sequence[Entry], size: int) -> WrittenLayer:
-            tar = _counted(gathered(tar_chunks(entries, files), _PIECE), task)
+            tar = _counted(gathered(tar_chunks(entries, files), _PIECE), watched)
             return WrittenLayer(plan.name, _write(tar, size, layer_format, directory, context.jobs), entries)
 
         return list(pool.map(one, plans, stacks, sizes))

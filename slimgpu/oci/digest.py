@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator
 
-from slimgpu.errors import DigestError, UsageError
+from slimgpu.errors import DigestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,13 +24,6 @@ def is_digest(text: str) -> bool:
     """Whether ``text`` is a well-formed digest of an algorithm that we can check."""
     match = _DIGEST.fullmatch(text)
     return match is not None and len(match[2]) == _LENGTHS.get(match[1])
-
-
-def parse_digest(text: str) -> str:
-    """``text`` itself when it is a digest, else `UsageError`."""
-    if not is_digest(text):
-        raise UsageError(f"{text[:80]!r} is not a digest; write sha256: and 64 hexadecimal digits")
-    return text
 
 
 def _validate(text: str) -> str:

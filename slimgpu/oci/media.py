@@ -1,4 +1,4 @@
-"""Media types of Docker schema 2 and OCI, and what a layer's type says about its bytes.
+"""Media types of Docker schema 2 and OCI.
 
 Sources: https://github.com/opencontainers/image-spec/blob/v1.1.0/media-types.md,
 https://distribution.github.io/distribution/spec/manifest-v2-2/
@@ -16,20 +16,6 @@ OCI_LAYER_GZIP: Final = OCI_LAYER + "+gzip"
 OCI_LAYER_ZSTD: Final = OCI_LAYER + "+zstd"
 DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER_GZIP: Final = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
-
-_LAYER_PREFIXES: Final = (
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
-)
-
-
-def is_layer(media_type: str) -> bool:
-    """Whether blobs of this type are file system layers (not an artifact's content)."""
-    return media_type.startswith(_LAYER_PREFIXES)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -156,10 +156,3 @@ def _split_path(transport: PathTransport, rest: str) -> tuple[str, str | None]:
 def _check(valid: bool, text: str, complaint: str) -> None:  # noqa: FBT001
     if not valid:
         raise UsageError(f"{text!r} names no image: {complaint}; {_HELP}")
-
-
-def with_default_tag(reference: Reference, tag: str) -> Reference:
-    """The reference with ``tag`` where a path reference names none."""
-    if isinstance(reference, PathReference) and reference.tag is None:
-        return replace(reference, tag=tag)
-    return reference

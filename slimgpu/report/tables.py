@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from slimgpu.slim.result import rule_totals
-from slimgpu.units import format_size
+from slimgpu.units import format_size, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,8 +26,9 @@ _EFFECTS: Final = {"drop": "drops", "link": "links", "keep": "keeps", "edit": "e
 def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[RenderableType]:
     """An analysis on one screen, or all of it."""
     limit = None if show_all else _SHORT
-    yield Text.from_markup(
-        f"[bold]{escape(analysis.image)}[/bold]  {analysis.platform}\n"
+    yield Text.assemble(
+        (printable(analysis.image), "bold"),
+        f"  {printable(analysis.platform)}\n"
         f"{format_size(analysis.stored)} to pull, {format_size(analysis.unpacked)} unpacked in {analysis.files} files, "
         f"{format_size(analysis.hidden)} pulled and never seen\n"
     )
@@ -56,6 +56,11 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _text(foreign: str) -> Text:
+    """Text that may come from the image: neither markup nor control characters of it count."""
+    return Text(printable(foreign))
+
+
 def _layers(analysis: Analysis, limit: int | None) -> Table:
     table = _table(
         "Layers",
@@ -72,7 +77,7 @@ def _layers(analysis: Analysis, limit: int | None) -> Table:
             format_size(layer.stored),
             format_size(layer.unpacked),
             format_size(layer.hidden) if layer.hidden else "",
-            Text(_one_line(layer.step)),
+            _text(_one_line(layer.step)),
         )
     return table
 
@@ -95,7 +100,7 @@ def _groups(analysis: Analysis, limit: int | None) -> Table:
 def _owners(analysis: Analysis) -> Table:
     table = _table("Packages", "bytes>", "files>", "from", "package")
     for owner in analysis.owners:
-        table.add_row(format_size(owner.bytes), str(owner.files), owner.kind, Text(f"{owner.name} {owner.version}"))
+        table.add_row(format_size(owner.bytes), str(owner.files), owner.kind, _text(f"{owner.name} {owner.version}"))
     return table
 
 
@@ -104,14 +109,15 @@ def _findings(findings: Sequence[Finding], limit: int | None) -> Table:
     for finding in findings[:limit]:
         what = f"{finding.title}: {finding.held_by[0]}" if finding.held_by else finding.title
         effect = _EFFECTS[finding.effect]
-        table.add_row(format_size(finding.bytes), str(finding.files), finding.rule, effect, Text(what))
+        table.add_row(format_size(finding.bytes), str(finding.files), finding.rule, effect, _text(what))
     return table
 
 
 def plan_tables(plan: Plan) -> Iterator[RenderableType]:
     """A plan in short."""
     saved = sum(action.bytes for action in plan.actions)
-    yield Text(f"{plan.image}: {len(plan.actions)} actions save {format_size(saved)} unpacked\n")
+    yield _text(f"{plan.image}: {len(plan.actions)} actions save {format_size(saved)} unpacked")
+    yield Text()
     yield _rules(list(rule_totals(plan)))
     if plan.held:
         yield _held(plan.held)
@@ -120,14 +126,14 @@ def plan_tables(plan: Plan) -> Iterator[RenderableType]:
 def _rules(totals: Sequence[RuleTotal]) -> Table:
     table = _table("Actions", "bytes>", "files>", "build", "rule")
     for total in totals:
-        table.add_row(format_size(total.bytes), str(total.files), _EFFECTS[total.do], total.rule)
+        table.add_row(format_size(total.bytes), str(total.files), _EFFECTS[total.do], _text(total.rule))
     return table
 
 
 def _held(held: Sequence[Held]) -> Table:
     table = _table("Kept all the same", "bytes>", "files>", "rule", "because")
     for item in held[:_SHORT]:
-        table.add_row(format_size(item.bytes), str(item.files), item.rule, Text(item.reason))
+        table.add_row(format_size(item.bytes), str(item.files), _text(item.rule), _text(item.reason))
     return table
 
 

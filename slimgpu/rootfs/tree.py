@@ -69,9 +69,10 @@ class Tree:
     root: Node
     hidden: list[Hidden] = field(default_factory=list)
 
-    def walk(self) -> Iterator[tuple[str, Node]]:
-        """Every path and its node without the root, sorted by path components, parents before children."""
-        pending = _children("", self.root)
+    def walk(self, below: str = "") -> Iterator[tuple[str, Node]]:
+        """Every path and its node below a directory, sorted by path components, parents before children."""
+        start = self.find(below)
+        pending = [] if start is None else _children(f"{below}/" if below else "", start)
         while pending:
             path, node = pending.pop()
             yield path, node

@@ -119,11 +119,11 @@ def _hash_file(path: Path) -> str:
 
 
 def _spool(layer: Layer, path: Path, task: Task) -> None:
-    """Fetch, check, inflate, check and write at once, each in a thread of its own."""
+    """Fetch and check, inflate, check, and write, each in a thread of its own."""
     what = f"layer {layer.descriptor.digest}"
     with layer.open() as stored, atomic_file(path, sync=False) as file:
         tar = unpacked(_counted(stored, task), what)
-        for chunk in verified(tar, layer.diff_id, None, f"the unpacked {what}"):
+        for chunk in readahead(verified(tar, layer.diff_id, None, f"the unpacked {what}")):
             file.write(chunk)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from slimgpu.analysis.facts import Facts
 
-_GROUP: Final = "caches"
+CACHES: Final = "caches"
 
 
 def _find(directories: tuple[str, ...], evidence: str, facts: Facts) -> Iterator[Match]:
@@ -21,7 +21,7 @@ def _find(directories: tuple[str, ...], evidence: str, facts: Facts) -> Iterator
 
 
 def _cache(rule: str, title: str, why: str, *directories: str) -> Rule:
-    return Rule(rule, _GROUP, title, why, Effect.DROP, partial(_find, directories, title))
+    return Rule(rule, CACHES, title, why, Effect.DROP, partial(_find, directories, title))
 
 
 def _of_users(*names: str) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ RULES: Final = (
     ),
     Rule(
         "cache.logs",
-        _GROUP,
+        CACHES,
         "logs of installations",
         "they tell how the image was built, and nothing reads them.",
         Effect.DROP,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from slimgpu.analysis.facts import Facts
@@ -56,7 +57,8 @@ def below(facts: Facts, directories: Iterable[str]) -> Iterator[tuple[str, Node]
     for directory in _expand(facts, directories):
         node = facts.files.tree.find(directory)
         if node is not None:
-            yield from _leaves(directory, node)
+            found = chain([(directory, node)], facts.files.tree.walk(directory))
+            yield from ((path, leaf) for path, leaf in found if leaf.inode.entry.kind is not Kind.DIRECTORY)
 
 
 def _expand(facts: Facts, directories: Iterable[str]) -> Iterator[str]:
@@ -66,10 +68,3 @@ def _expand(facts: Facts, directories: Iterable[str]) -> Iterator[str]:
             yield from (f"home/{user}/{directory[7:]}" for user in sorted((homes and homes.children) or ()))
         else:
             yield directory
-
-
-def _leaves(path: str, node: Node) -> Iterator[tuple[str, Node]]:
-    if node.inode.entry.kind is not Kind.DIRECTORY:
-        yield path, node
-    for name, child in sorted((node.children or {}).items()):
-        yield from _leaves(f"{path}/{name}", child)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _GROUP: Final = "toolchains"
 
 _APT: Final = re.compile(
-    r"build-essential|dpkg-dev|(gcc|g\+\+|cpp|gfortran|gobjc)(-[0-9.]+)?(-.*)?|binutils(-.*)?|libbinutils"
+    r"build-essential|dpkg-dev|(?!gcc-[0-9]+-base)(gcc|g\+\+|cpp|gfortran|gobjc)(-[0-9.]+)?(-.*)?|binutils(-.*)?|libbinutils"
     r"|clang(-.*)?|llvm(-.*)?|lld(-.*)?|rustc|cargo|golang(-.*)?|make|cmake(-data)?|meson|ninja-build|autoconf"
     r"|automake|autotools-dev|libtool|bison|flex|swig|ccache|linux-libc-dev|manpages-dev|libc-dev-bin"
     r"|libc-devtools|(?!libcuda).*-dev(-[0-9][0-9-]*)?|lib(a|t|l|ub|hwa)san[0-9]+|libitm1|libcc1-0|libctf.*"
