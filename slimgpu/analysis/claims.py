@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from slimgpu.analysis.facts import Facts
+    from slimgpu.oci.config import ImageConfig
 
 _ALTERNATIVES: Final = "etc/alternatives/"
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -68,14 +69,18 @@ def _hold(claims: dict[str, Claim], paths: Iterable[str], why: str) -> list[str]
 def _started(facts: Facts) -> Iterator[str]:
     """What the image's entry point and command lead to."""
     runtime = facts.config.runtime
-    directories = facts.config.environment.get("PATH", _DEFAULT_PATH).split(":")
     for command in (runtime.get("Entrypoint"), runtime.get("Cmd")):
         if not isinstance(command, list) or not command:
             continue
         for word in map(str, command):
-            places = [word] if "/" in word else [f"{directory}/{word}" for directory in directories]
-            for place in places:
+            for place in places_of(word, facts.config):
                 yield from facts.files.tree.trail(place) or ()
+
+
+def places_of(command: str, config: ImageConfig) -> list[str]:
+    """Where a command can lie, by the PATH of the image."""
+    directories = config.environment.get("PATH", _DEFAULT_PATH).split(":")
+    return [command] if "/" in command else [f"{directory}/{command}" for directory in directories]
 
 
 def _follow_links(facts: Facts, claims: dict[str, Claim]) -> None:

@@ -13,12 +13,13 @@ from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import InterpSegment
+from elftools.elf.segments import InterpSegment, Segment
 
 from slimgpu.errors import ImageError
 from slimgpu.rootfs.content import FileBytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 MAGIC: Final = b"\x7fELF"
@@ -70,7 +71,8 @@ def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
 
 
 def _facts(elf: ELFFile, size: int) -> ElfFacts:
-    dynamic = _dynamic(elf)
+    segments = list(elf.iter_segments())  # once: elftools reads the whole section table for a dynamic segment
+    dynamic = _dynamic(segments)
     debug = symbols = 0
     for section in elf.iter_sections():
         if section.name.startswith((".debug_", ".zdebug_", ".gdb_index")):
@@ -84,7 +86,7 @@ def _facts(elf: ELFFile, size: int) -> ElfFacts:
         needed=tuple(dynamic.get("DT_NEEDED", ())),
         rpath=_first(dynamic, "DT_RPATH"),
         runpath=_first(dynamic, "DT_RUNPATH"),
-        interpreter=_interpreter(elf),
+        interpreter=_interpreter(segments),
         debug=min(debug, size),
         symbols=min(symbols, size - min(debug, size)),
     )
@@ -98,9 +100,9 @@ _TEXT_TAGS: Final = {
 }
 
 
-def _dynamic(elf: ELFFile) -> dict[str, list[str]]:
+def _dynamic(segments: Iterable[Segment]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for segment in elf.iter_segments():
+    for segment in segments:
         if not isinstance(segment, DynamicSegment):
             continue
         for tag in segment.iter_tags():
@@ -116,8 +118,8 @@ def _first(dynamic: dict[str, list[str]], tag: str) -> str:
     return dynamic.get(tag, [""])[0]
 
 
-def _interpreter(elf: ELFFile) -> str:
-    for segment in elf.iter_segments():
+def _interpreter(segments: Iterable[Segment]) -> str:
+    for segment in segments:
         if isinstance(segment, InterpSegment):
             return str(segment.get_interp_name())[:_MAX_TEXT]
     return ""

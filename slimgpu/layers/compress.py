@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _ZSTD_LEVEL: Final = 3
 _ZSTD_JOB: Final = 2 * 1024 * 1024
-"""What one thread compresses at a time: a quarter of zstd's choice takes a quarter of the memory for 0.3 % more bytes."""
+"""Bytes that a thread compresses at a time: a quarter of zstd's choice, for a quarter of the memory and 0.3 % more."""
 _GZIP_LEVEL: Final = 6
 _GZIP_MEMBER: Final = 1024 * 1024
 

@@ -50,7 +50,6 @@ def write_layers(
     ]
     sizes = [tar_size(entries) for entries in stacks]
     with context.progress.task("writing layers", sum(sizes)) as task, Workers(_AT_ONCE, "layer") as pool:
-
         watched = pool.watch(task)
 
         def one(plan: LayerPlan, entries: Sequence[Entry], size: int) -> WrittenLayer:

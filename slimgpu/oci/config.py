@@ -51,7 +51,8 @@ class ImageConfig:
     def platform(self) -> Platform:
         """What the image says it runs on; linux/amd64 where it is silent."""
         get = self.document.get
-        return Platform(str(get("architecture") or "amd64"), str(get("os") or "linux"), get("variant"))
+        variant = str(get("variant") or "")
+        return Platform(str(get("architecture") or "amd64"), str(get("os") or "linux"), variant or None)
 
     @property
     def runtime(self) -> Mapping[str, Any]:
@@ -92,7 +93,8 @@ class ImageConfig:
         created = {"created": self.document["created"]} if self.document.get("created") else {}
         document["history"] = kept + [{**created, "created_by": step} for step in steps]
         runtime = dict(self.runtime)
-        runtime["Labels"] = {**(runtime.get("Labels") or {}), **labels}
+        present = runtime.get("Labels")
+        runtime["Labels"] = {**(present if isinstance(present, dict) else {}), **labels}
         document["config"] = runtime
         return ImageConfig(document)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from slimgpu.analysis.debian import STATUS, parse_stanza, split_stanzas
 from slimgpu.errors import UsageError
 from slimgpu.oci.digest import digest_bytes
-from slimgpu.rootfs.entry import MAGIC
+from slimgpu.rootfs.entry import MAGIC, Kind
 from slimgpu.rootfs.filesystem import FileSystem
 from slimgpu.rootfs.tree import Inode, Node, Tree
-from slimgpu.slim.plan import Do, Plan
+from slimgpu.slim.plan import Action, Do, Plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,9 @@ def apply(plan: Plan, files: FileSystem, scratch: Path) -> FileSystem:
     missing = next((path for path in named if path not in files.nodes), None)
     if missing is not None:
         raise UsageError(f"the plan names {missing!r}, which {plan.image} lacks; make a plan for this image")
+    wrong = next((action for action in plan.actions if not _fits(action, files)), None)
+    if wrong is not None:
+        raise UsageError(f"the plan wants to {wrong.do} {wrong.path!r}, which cannot be; make a plan for this image")
     copier = _Copier()
     tree = Tree(Node(copier.inode(files.tree.root.inode), files.tree.root.layer, {}))
     parents = {"": tree.root}
@@ -49,6 +52,17 @@ def apply(plan: Plan, files: FileSystem, scratch: Path) -> FileSystem:
     if edited:
         _put_edited(tree, edited, len(files.tars))
     return FileSystem(tree, [*files.tars, scratch], [*files.layers, []])
+
+
+def _fits(action: Action, files: FileSystem) -> bool:
+    """Whether the paths are of a kind that can be changed so."""
+
+    def is_file(path: str) -> bool:
+        return files.nodes[path].inode.entry.kind is Kind.FILE
+
+    if action.do is Do.LINK:
+        return is_file(action.path) and is_file(action.target)
+    return action.do is Do.DROP or (action.path == STATUS and is_file(action.path))
 
 
 class _Copier:

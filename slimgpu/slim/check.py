@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.analysis.claims import loader_of
+from slimgpu.analysis.claims import loader_of, places_of
 from slimgpu.errors import BrokenClosureError
 
 if TYPE_CHECKING:
@@ -53,5 +53,6 @@ def _lost_entry_point(facts: Facts, slim: FileSystem) -> Iterator[str]:
     for key in ("Entrypoint", "Cmd"):
         command = facts.config.runtime.get(key)
         word = str(command[0]) if isinstance(command, list) and command else ""
-        if word.startswith("/") and facts.files.tree.resolve(word) and not slim.tree.resolve(word):
+        places = places_of(word, facts.config) if word else ()
+        if any(map(facts.files.tree.resolve, places)) and not any(map(slim.tree.resolve, places)):
             yield f"the image starts {word}, which is gone"

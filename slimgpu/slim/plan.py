@@ -17,6 +17,7 @@ from slimgpu.analysis.debian import STATUS
 from slimgpu.analysis.rules.rule import Effect
 from slimgpu.errors import UsageError
 from slimgpu.oci.digest import digest_bytes
+from slimgpu.rootfs.entry import Kind
 from slimgpu.rootfs.patterns import Patterns
 
 if TYPE_CHECKING:
@@ -129,10 +130,10 @@ def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Pla
             drops.add(_action(facts, claim))
     _add_wishes(facts, drops, Patterns(wishes.drop), keep)
     drops.settle_links()
-    drops.remove_dangling(keep)
-    drops.remove_empty(keep)
-    removed = _removed_packages(facts, drops) if not keep.match(STATUS) else ()
-    if removed and STATUS in facts.files.nodes:
+    while drops.remove_dangling(keep) or drops.remove_empty(keep):
+        pass  # a directory that goes can leave a link dangling, and a link can be the last in its directory
+    removed = _removed_packages(facts, drops) if _can_edit_status(facts) and not keep.match(STATUS) else ()
+    if removed:
         names = f"{len(removed)} removed packages leave the database"
         drops.add(Action(STATUS, Do.EDIT, "toolchain.apt", names, 0))
     return Plan(
@@ -190,8 +191,9 @@ class _Drops:
             if action.target in self.actions:
                 del self.actions[action.path]
 
-    def remove_dangling(self, keep: Patterns) -> None:
-        """Symlinks that led somewhere and no longer do."""
+    def remove_dangling(self, keep: Patterns) -> bool:
+        """Drop symlinks that led somewhere and no longer do; gives whether there were any."""
+        count = len(self.actions)
         tree = self._facts.files.tree
         for path, node in self._facts.files.nodes.items():
             if node.inode.entry.link and not self.gone(path) and not keep.match(path):
@@ -199,10 +201,15 @@ class _Drops:
                 lost = next((step for step in trail[1:] if self.gone(step)), None)
                 if lost is not None:
                     self.add(Action(path, Do.DROP, DANGLING, f"it leads to {lost}, which goes", 0))
+        return len(self.actions) > count
 
-    def remove_empty(self, keep: Patterns) -> None:
-        """Directories that lose all they held, unless a package that stays names them."""
-        named = {
+    def remove_empty(self, keep: Patterns) -> bool:
+        """Drop directories that lose all they held; gives whether there were any.
+
+        Those that a package that stays names, and those that programs count on, stay.
+        """
+        count = len(self.actions)
+        named = _counted_on(self._facts) | {
             path
             for package in self._facts.packages
             if not all(self.gone(record) for record in package.records)
@@ -212,8 +219,25 @@ class _Drops:
         for path in reversed(nodes):
             node = nodes[path]
             emptied = node.children and all(self.gone(f"{path}/{name}") for name in node.children)
-            if emptied and path not in named and not keep.match(path):
+            if emptied and path not in named and not self.gone(path) and not keep.match(path):
                 self.add(Action(path, Do.DROP, EMPTY_DIRECTORY, "all that it held goes", 0))
+        return len(self.actions) > count
+
+
+def _counted_on(facts: Facts) -> set[str]:
+    """Directories that have to be there, even empty: the top ones, users' homes, and what the configuration names."""
+    runtime = facts.config.runtime
+    volumes = runtime.get("Volumes")
+    named = [runtime.get("WorkingDir"), facts.config.environment.get("HOME")]
+    named += volumes if isinstance(volumes, dict) else ()
+    tree = facts.files.tree
+    found = {path for text in named if isinstance(text, str) and (path := tree.resolve(text))}
+    return found | {path for path in facts.files.nodes if path.rpartition("/")[0] in ("", "home")}
+
+
+def _can_edit_status(facts: Facts) -> bool:
+    node = facts.files.nodes.get(STATUS)
+    return node is not None and node.inode.entry.kind is Kind.FILE
 
 
 def _removed_packages(facts: Facts, drops: _Drops) -> tuple[str, ...]:

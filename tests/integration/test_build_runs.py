@@ -10,6 +10,7 @@ import pytest
 from tests.support.command import slimgpu, slimgpu_json
 from tests.support.examples import assembled
 from tests.support.processes import run
+from tests.support.store import skopeo_copy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ def answers(engine: Engine, image: str, *command: str) -> object:
 @pytest.mark.xdist_group("demo-image")
 def test_the_demo_image_answers_as_before(engine: Engine) -> None:
     image = assembled("cuda-numpy")
-    run("skopeo", "copy", image, "docker-daemon:demo:before", env=engine.env)
+    skopeo_copy(image, "docker-daemon:demo:before", "--dest-daemon-host", engine.host)
 
     slimgpu("build", image, "--to", "docker-daemon:demo:slim")
 
@@ -47,7 +48,7 @@ def test_the_demo_image_answers_as_before(engine: Engine) -> None:
 @pytest.mark.xdist_group("torch-image")
 def test_torch_computes_as_before(engine: Engine) -> None:
     image = assembled("torch")
-    run("skopeo", "copy", image, "docker-daemon:torch:before", env=engine.env)
+    skopeo_copy(image, "docker-daemon:torch:before", "--dest-daemon-host", engine.host)
     before = answers(engine, "torch:before")
     engine.docker("rmi", "torch:before")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def entry_of(path: str, what: What) -> tuple[Entry, bytes]:
     if isinstance(what, Special):
         return replace(plain, kind=what.kind, device=what.device), b""
     if not isinstance(what, File):
-        what = File(what.encode() if isinstance(what, str) else what)
+        what = File(os.fsencode(what))
     size = len(what.content)
     entry = replace(plain, mode=what.mode, mtime=what.mtime, uid=what.uid, xattrs=what.xattrs, size=size)
     return entry, what.content

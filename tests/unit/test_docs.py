@@ -1,0 +1,61 @@
+"""Documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from slimgpu.cli.main import COMMANDS, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "examples" / "README.md"])
+
+
+def test_generated_documents_are_current() -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def commands_shown() -> list[tuple[str, str]]:
+    """Every ``$ slimgpu ...`` line of the documents."""
+    found = []
+    for page in PAGES:
+        for line in re.findall(r"^\$ (slimgpu .*)$", page.read_text(), flags=re.MULTILINE):
+            found.append((page.name, line))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), commands_shown())
+def test_every_command_shown_exists_with_its_options(page: str, line: str) -> None:
+    del page
+    words = shlex.split(line.partition(" | ")[0].partition(" > ")[0], comments=True)[1:]
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is None:
+        return
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, f"no command {name}"
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
+    used = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--"}
+    assert used <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_list_of_commands_is_true() -> None:
+    for name, summary in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.name == name
+        assert summary.endswith(".")
