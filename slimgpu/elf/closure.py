@@ -58,14 +58,15 @@ class Loader:
                 self._by_name.setdefault(name, []).append(path)
 
     def providers(self, path: str) -> dict[str, Provider]:
-        """For each name that the file at ``path`` needs, what satisfies it."""
+        """For each name that the file at ``path`` needs, its interpreter's too, what satisfies it."""
         facts = self._elf[path]
         origin = path.rpartition("/")[0]
         text = facts.runpath or facts.rpath
         own = tuple(_expand(part, origin, facts.bits) for part in text.split(":") if part)
         first = (*self._library_path, *own) if facts.runpath else (*own, *self._library_path)
         search = (*first, *self._directories)
-        return {name: self._provider(name, facts, search) for name in facts.needed}
+        names = (*facts.needed, facts.interpreter) if facts.interpreter else facts.needed
+        return {name: self._provider(name, facts, search) for name in names}
 
     def _provider(self, name: str, facts: ElfFacts, search: Iterable[str]) -> Provider:
         candidates = [name] if "/" in name else [f"{directory}/{name}" for directory in search]

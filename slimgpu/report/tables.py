@@ -30,7 +30,7 @@ def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[Renderabl
         (printable(analysis.image), "bold"),
         f"  {printable(analysis.platform)}\n"
         f"{format_size(analysis.stored)} to pull, {format_size(analysis.unpacked)} unpacked in {analysis.files} files, "
-        f"{format_size(analysis.hidden)} pulled and never seen\n"
+        f"{format_size(analysis.hidden)} pulled and never seen"
     )
     yield _layers(analysis, limit)
     yield _groups(analysis, limit)
@@ -47,7 +47,7 @@ def _hides_something(analysis: Analysis) -> bool:
 
 def _table(title: str, *columns: str) -> Table:
     """A table whose last column gives way when the screen is narrow; names that end in ``>`` align right."""
-    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title=f"\n{title}" if title else None, title_justify="left", title_style="bold", header_style="dim")
     table.box, table.pad_edge, table.expand = None, False, True
     for name in columns[:-1]:
         right = name.endswith(">")
@@ -139,7 +139,7 @@ def _held(held: Sequence[Held]) -> Table:
 
 def result_tables(result: BuildResult) -> Iterator[RenderableType]:
     """A build's before and after."""
-    table = _table("", "", "before>", "after>", "saved")
+    table = _table("Before and after", "", "before>", "after>", "saved")
     rows = (
         ("to pull", result.before.stored, result.after.stored),
         ("unpacked", result.before.unpacked, result.after.unpacked),

@@ -106,6 +106,12 @@ def test_links_to_what_goes_go_too(tmp_path: Path) -> None:
     assert "opt/app/model.md, which goes" in {a.path: a for a in plan.actions}["opt/app/link"].reason
 
 
+def test_duplicates_of_what_the_user_drops_stay_files(tmp_path: Path) -> None:
+    layer: Layer = {"usr/lib/one": b"same" * 2000, "usr/lib/two": b"same" * 2000, "usr/lib/zzz": b"same" * 2000}
+    plan = plan_of(tmp_path, layer, drop=("/usr/lib/one",))
+    assert [(action.path, action.do) for action in plan.actions] == [("usr/lib/one", Do.DROP)]
+
+
 def test_links_that_led_nowhere_stay(tmp_path: Path) -> None:
     layer: Layer = {"opt/dangling": Symlink("none"), "opt/loop": Symlink("loop"), "opt/x": b"x"}
     assert plan_of(tmp_path, layer, drop=("/opt/x",)).actions[0].path == "opt/x"
