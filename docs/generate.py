@@ -79,7 +79,7 @@ def rules() -> str:
     parts += [f"| `{r.id}` | {r.title} | {_EFFECTS[r.effect]} | {r.why} |" for r in ordered]
     parts += [
         f"| `{plan.DANGLING}` | symlinks whose target goes | drops them | they would lead nowhere. |",
-        f"| `{plan.EMPTY_DIRECTORY}` | directories that lose all they held | drops them | no kept package names them. |",
+        f"| `{plan.EMPTY_DIRECTORY}` | directories that lose all they held | drops them | nothing is left in them. |",
         f"| `{plan.USER_DROP}` | what `--drop` names | drops it | you asked for it. |",
         "",
         "## What compiles at run time",

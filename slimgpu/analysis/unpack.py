@@ -29,7 +29,6 @@ def unpack(image: Image, context: Context) -> FileSystem:
         Workers(context.jobs, "layer") as layers,
         Workers(context.jobs, "hash") as hashing,
     ):
-
         watched = layers.watch(task)
 
         def one(layer: Layer, name: str) -> tuple[Path, list[Entry]]:
@@ -40,9 +39,7 @@ def unpack(image: Image, context: Context) -> FileSystem:
     return FileSystem(merge(layers_entries, names), [tar for tar, _ in unpacked], layers_entries)
 
 
-def _unpack_layer(
-    layer: Layer, name: str, cache: Cache, executor: Executor, task: Task
-) -> tuple[Path, list[Entry]]:
+def _unpack_layer(layer: Layer, name: str, cache: Cache, executor: Executor, task: Task) -> tuple[Path, list[Entry]]:
     tar = cache.layer(layer, task)
     data = cache.derived(index.FORMAT, layer.diff_id, lambda: index.dump(index.index_layer(tar, name, executor)))
     return tar, index.load(data)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import zstandard
@@ -64,9 +63,14 @@ def _zstd(chunks: Iterable[bytes], size: int, jobs: int) -> Iterator[bytes]:
 
 def _gzip(chunks: Iterable[bytes], jobs: int) -> Iterator[bytes]:
     """A member for every MiB, as RFC 1952 allows and every gzip reader accepts: members compress in parallel."""
-    member = partial(gzip.compress, compresslevel=_GZIP_LEVEL, mtime=0)
     with ThreadPoolExecutor(jobs, "gzip") as pool:
-        yield from ordered_map(pool, member, _blocks(chunks, _GZIP_MEMBER), 2 * jobs)
+        yield from ordered_map(pool, _member, _blocks(chunks, _GZIP_MEMBER), 2 * jobs)
+
+
+def _member(block: bytes) -> bytes:
+    """Made by zlib alone: `gzip.compress` writes other headers in other versions of Python."""
+    compressor = zlib.compressobj(_GZIP_LEVEL, wbits=31)
+    return compressor.compress(block) + compressor.flush()
 
 
 def _blocks(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[Renderabl
         (printable(analysis.image), "bold"),
         f"  {printable(analysis.platform)}\n"
         f"{format_size(analysis.stored)} to pull, {format_size(analysis.unpacked)} unpacked in {analysis.files} files, "
-        f"{format_size(analysis.hidden)} pulled and never seen"
+        f"{format_size(analysis.hidden)} pulled and never seen",
     )
     yield _layers(analysis, limit)
     yield _groups(analysis, limit)

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
@@ -29,6 +30,8 @@ FORMAT: Final = "index-1"
 
 _BATCH: Final = 8 * 1024 * 1024
 _WINDOW: Final = 16
+_MAX_ENTRIES: Final = 4_000_000
+"""Each takes about 500 bytes of memory."""
 _FREE_HOLES: Final = 1024**3
 _MAX_HOLES: Final = 20 * 1024**3
 
@@ -40,7 +43,9 @@ def index_layer(tar: Path, what: str, executor: Executor) -> list[Entry]:
     or over 1 GiB that is also more than 200 times the layer.
     """
     with FileBytes(tar) as data:
-        entries = list(TarReader(data, what))
+        entries = list(islice(TarReader(data, what), _MAX_ENTRIES + 1))
+        if len(entries) > _MAX_ENTRIES:
+            raise ImageError(f"{what} has more than {_MAX_ENTRIES} entries; split it into several layers")
         holes = sum(entry.size - entry.stored for entry in entries)
         if holes > _MAX_HOLES or holes > max(_FREE_HOLES, 200 * len(data)):
             raise ImageError(f"{what} has sparse files with {holes} bytes of holes; write them out or leave them out")

@@ -26,11 +26,8 @@ def test_generated_documents_are_current() -> None:
 
 def commands_shown() -> list[tuple[str, str]]:
     """Every ``$ slimgpu ...`` line of the documents."""
-    found = []
-    for page in PAGES:
-        for line in re.findall(r"^\$ (slimgpu .*)$", page.read_text(), flags=re.MULTILINE):
-            found.append((page.name, line))
-    return found
+    shown = {page.name: re.findall(r"^\$ (slimgpu .*)$", page.read_text(), flags=re.MULTILINE) for page in PAGES}
+    return [(name, line) for name, lines in shown.items() for line in lines]
 
 
 @pytest.mark.parametrize(("page", "line"), commands_shown())

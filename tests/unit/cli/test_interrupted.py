@@ -63,7 +63,8 @@ def started(*arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("to", ["oci:{}/slim", "oci-archive:{}/slim.tar", "docker-archive:{}/slim.tar"])
-def test_interrupted_before_the_first_layer(tmp_path: Path, to: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_before_the_first_layer(tmp_path: Path, to: str, number: int) -> None:
     """The plan comes through a pipe, so the build stands where it reads it: locked, unpacked, nothing written."""
     image = image_of(tmp_path, b"x" * 1000)
     (tmp_path / "out").mkdir()
@@ -71,7 +72,7 @@ def test_interrupted_before_the_first_layer(tmp_path: Path, to: str) -> None:
     build = started("build", image, "--to", to.format(tmp_path / "out"), "--plan", tmp_path / "plan")
     with (tmp_path / "plan").open("wb"):
         assert listing(tmp_path / "out"), "the destination is locked by now"
-        code, error = interrupted(build)
+        code, error = interrupted(build, number)
     assert (code, error) == (130, "slimgpu: interrupted; nothing was left half-written\n")
     assert listing(tmp_path / "out") == []
 
