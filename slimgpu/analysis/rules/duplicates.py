@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from slimgpu.analysis.facts import Facts
 from slimgpu.analysis.rules.rule import Effect, Match, Rule
 from slimgpu.rootfs.entry import Entry, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from slimgpu.analysis.facts import Facts
 
 _MIN: Final = 4096
 _SYSTEM: Final = ("usr/", "opt/", "lib/", "lib64/")
@@ -37,6 +36,19 @@ def _identity(entry: Entry, path: str) -> tuple[object, ...]:
     return (entry.digest, entry.mode, entry.uid, entry.gid, entry.xattrs, mtime)
 
 
+def _copies(facts: Facts) -> Iterator[Match]:
+    """Copies that `_find` cannot link: they differ in owner, mode or time, or lie where programs write."""
+    linked = {match.path for match in _find(facts)}
+    first: dict[str, str] = {}
+    for path, node in facts.files.files():
+        entry = node.inode.entry
+        if entry.size < _MIN:
+            continue
+        kept = first.setdefault(entry.digest, path)
+        if path not in linked and facts.files.nodes[kept].inode is not node.inode:
+            yield Match(path, f"the same bytes as {kept}")
+
+
 RULES: Final = (
     Rule(
         "waste.duplicates",
@@ -45,5 +57,14 @@ RULES: Final = (
         "one of them is enough: the others become hard links to it (same content, mode, owner and attributes).",
         Effect.LINK,
         _find,
+    ),
+    Rule(
+        "waste.copies",
+        "duplicates",
+        "copies that cannot become links",
+        "they differ in owner, mode or time, or lie outside the system's directories; copy once in the Dockerfile.",
+        Effect.KEEP,
+        _copies,
+        Facts.size,
     ),
 )
