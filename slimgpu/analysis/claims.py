@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -46,7 +48,7 @@ def claim(facts: Facts) -> dict[str, Claim]:
         if rule.partial is None:
             for match in rule.find(facts):
                 claims.setdefault(match.path, Claim(rule, match))
-    _hold(claims, _started(facts), "the image starts it")
+    _hold(claims, list(_started(facts, claims)), "the image starts it")
     _follow_links(facts, claims)
     _hold_needed(facts, claims)
     return _relink(claims)
@@ -59,46 +61,53 @@ def _goes(claims: Claims, path: str) -> bool:
 
 def _hold(claims: dict[str, Claim], paths: Iterable[str], why: str) -> list[str]:
     """Keep ``paths`` after all; gives those that were to go."""
-    going = [path for path in paths if _goes(claims, path)]
+    going = [path for path in dict.fromkeys(paths) if _goes(claims, path)]
     for path in going:
         match = claims[path].match
         claims[path] = replace(claims[path], match=replace(match, evidence=f"{match.evidence}: {why}", held=True))
     return going
 
 
-def _started(facts: Facts) -> Iterator[str]:
-    """What the image's entry point and command lead to."""
-    runtime = facts.config.runtime
-    for command in (runtime.get("Entrypoint"), runtime.get("Cmd")):
-        if not isinstance(command, list) or not command:
-            continue
-        for word in map(str, command):
-            for place in places_of(word, facts.config):
-                yield from facts.files.tree.trail(place) or ()
+def _started(facts: Facts, claims: Claims) -> Iterator[str]:
+    """What the words of the image's commands lead to, and the paths that its environment names."""
+    values = facts.config.environment.values()
+    named = [part for value in values for part in re.split(r"[:;\s]", value) if "/" in part]
+    directory = str(facts.config.runtime.get("WorkingDir") or "/")
+    for word in sorted({*facts.config.command_words, *named}):
+        for place in (*places_of(word, facts.config), posixpath.join(directory, word)):
+            trail = facts.files.tree.trail(place) or [""]
+            yield from trail
+            if trail[-1] and _is_in_cache(facts, claims, trail[-1]):
+                yield from (path for path, _ in facts.files.tree.walk(trail[-1]))
 
 
 def places_of(command: str, config: ImageConfig) -> list[str]:
-    """Where a command can lie, by the PATH of the image."""
-    directories = config.environment.get("PATH", _DEFAULT_PATH).split(":")
-    return [command] if "/" in command else [f"{directory}/{command}" for directory in directories]
+    """Where a command can lie, by the PATH and the working directory of the image."""
+    if "/" in command:
+        return [posixpath.join(str(config.runtime.get("WorkingDir") or "/"), command)]
+    return [f"{directory}/{command}" for directory in config.environment.get("PATH", _DEFAULT_PATH).split(":")]
 
 
 def _follow_links(facts: Facts, claims: dict[str, Claim]) -> None:
     """A kept symlink holds what it leads to; one of Debian's alternatives goes along with it."""
-    for path, node in facts.files.nodes.items():
-        if node.inode.entry.kind is not Kind.SYMLINK or path in claims:
-            continue
+    links = [path for path, node in facts.files.nodes.items() if node.inode.entry.kind is Kind.SYMLINK]
+    pending = [path for path in links if not _goes(claims, path)]
+    alternatives: dict[str, str] = {}
+    while pending:
+        path = pending.pop()
         trail = facts.files.tree.trail(path) or [path]
         why = f"the symlink {path} leads to it"
         if _is_in_cache(facts, claims, trail[-1]):
-            _hold(claims, (*trail, *(below for below, _ in facts.files.tree.walk(trail[-1]))), why)
+            pending += _hold(claims, (*trail, *(below for below, _ in facts.files.tree.walk(trail[-1]))), why)
         if not _goes(claims, trail[-1]):
             continue
         if any(step.startswith(_ALTERNATIVES) for step in trail):
-            target = claims[trail[-1]]
-            claims[path] = replace(target, match=Match(path, f"alternative that leads to {trail[-1]}"))
+            alternatives[path] = trail[-1]
         else:
-            _hold(claims, trail, why)
+            pending += _hold(claims, trail, why)
+    for path, target in alternatives.items():  # now that no other link can hold the target any more
+        if _goes(claims, target):
+            claims[path] = replace(claims[target], match=Match(path, f"alternative that leads to {target}"))
 
 
 def _is_in_cache(facts: Facts, claims: Claims, path: str) -> bool:

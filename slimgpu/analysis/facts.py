@@ -63,7 +63,7 @@ def gather(files: FileSystem, image: Image, context: Context, *, heed_jit: bool 
         distributions=distributions,
         owners=_owners(files, packages, distributions),
         elf=read_binaries(files, image, context),
-        jit=jit_needs(distributions) if heed_jit else JitNeeds(),
+        jit=jit_needs(distributions, files.nodes) if heed_jit else JitNeeds(),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files as resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import yaml
 from pydantic import TypeAdapter
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from slimgpu.analysis.python import Distribution
 
 
+_PACKAGE: Final = re.compile(r"/(?:site|dist)-packages/([A-Za-z0-9_]+)/__init__\.py$")
+
+
 class Need(StrEnum):
     """What compiling at run time takes; ``jit.yaml`` says what each means."""
 
@@ -25,7 +29,6 @@ class Need(StrEnum):
     CXX_COMPILER = "cxx-compiler"
     BUILD_TOOLS = "build-tools"
     PYTHON_HEADERS = "python-headers"
-    TORCH_HEADERS = "torch-headers"
     CUDA_HEADERS = "cuda-headers"
     CUDA_COMPILER = "cuda-compiler"
 
@@ -37,6 +40,13 @@ class Compiler:
     name: str
     needs: tuple[Need, ...]
     why: str
+    module: str = ""
+    """What it is imported as, where that is not its name with '_' for '-'."""
+
+    @property
+    def package(self) -> str:
+        """The directory that it is imported from."""
+        return self.module or self.name.replace("-", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +55,6 @@ class JitNeeds:
 
     reasons: Mapping[Need, str] = field(default_factory=dict)
     """Who needs it and why, as a clause for reports."""
-    compilers: frozenset[str] = frozenset()
-    """Names of the distributions that compile."""
 
     def holds(self, *needs: Need) -> str:
         """Why something that serves any of ``needs`` has to stay; '' when it need not."""
@@ -60,12 +68,16 @@ def known_compilers() -> tuple[Compiler, ...]:
     return TypeAdapter(tuple[Compiler, ...]).validate_python(yaml.safe_load(text))
 
 
-def jit_needs(distributions: Iterable[Distribution]) -> JitNeeds:
-    """What the image's distributions need."""
+def jit_needs(distributions: Iterable[Distribution], paths: Iterable[str]) -> JitNeeds:
+    """What the image's distributions need.
+
+    A package among ``paths`` counts without metadata as well: conda and apt install some that have none of pip's.
+    """
     installed = {distribution.name for distribution in distributions}
-    present = [compiler for compiler in known_compilers() if compiler.name in installed]
+    imported = {match[1] for path in paths if (match := _PACKAGE.search(path))}
+    present = [c for c in known_compilers() if c.name in installed or c.package in imported]
     reasons: dict[Need, str] = {}
     for compiler in present:
         for need in compiler.needs:
             reasons.setdefault(need, f"{compiler.name} {compiler.why}")
-    return JitNeeds(reasons, frozenset(compiler.name for compiler in present))
+    return JitNeeds(reasons)

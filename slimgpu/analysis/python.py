@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from slimgpu.rootfs.filesystem import FileSystem
 
-_METADATA: Final = ".dist-info/METADATA"
+METADATA: Final = ".dist-info/METADATA"
 _MAX_METADATA: Final = 16 * 1024 * 1024
 _MAX_RECORD: Final = 256 * 1024 * 1024
 _REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,7 +46,7 @@ class Distribution:
 
 def read_distributions(files: FileSystem) -> tuple[Distribution, ...]:
     """Every distribution of every environment in the image, sorted by the path of its metadata."""
-    return tuple(_distribution(files, path) for path in files.nodes if path.endswith(_METADATA))
+    return tuple(_distribution(files, path) for path in files.nodes if path.endswith(METADATA))
 
 
 def _distribution(files: FileSystem, metadata: str) -> Distribution:

@@ -91,8 +91,8 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
     """
     if destination is None and not dry_run:
         raise click.UsageError("name the destination with --to, or ask for the plan with --dry-run")
-    if plan_file is not None and (keep or drop):
-        raise click.UsageError("--plan replays a finished plan; --keep and --drop go into making one")
+    if plan_file is not None and (keep or drop or jit != "keep"):
+        raise click.UsageError("--plan replays a finished plan; --keep, --drop and --jit go into making one")
     context = context_of(ctx, jobs)
     with open_image(image, platform, context.cache, context.progress) as opened:
 
@@ -134,7 +134,9 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
 def _print_result(result: BuildResult, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(to_json(result))
-    elif not quiet:
+        return
+    if not quiet:
         console = stderr()
         for table in result_tables(result):
             console.print(table)
+    click.echo(result.digest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from slimgpu.oci.manifest import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_WORD = re.compile(r"[\w./+@%][\w./+@%-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,15 @@ class ImageConfig:
         settings = self.runtime.get("Env")
         pairs = (str(item).partition("=") for item in settings) if isinstance(settings, list) else ()
         return {name: value for name, _, value in pairs}
+
+    @property
+    def command_words(self) -> frozenset[str]:
+        """Everything in Entrypoint, Cmd and Healthcheck that could name a program or a file, in shell text too."""
+        check = self.runtime.get("Healthcheck")
+        commands = [self.runtime.get("Entrypoint"), self.runtime.get("Cmd")]
+        commands += [check.get("Test")] if isinstance(check, dict) else []
+        words = [str(word) for command in commands if isinstance(command, list) for word in command]
+        return frozenset([*words, *(part for word in words for part in _WORD.findall(word))])
 
     @property
     def history(self) -> tuple[Mapping[str, Any], ...]:

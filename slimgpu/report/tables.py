@@ -153,4 +153,3 @@ def result_tables(result: BuildResult) -> Iterator[RenderableType]:
     if result.held:
         yield _held(result.held)
     yield table
-    yield Text(f"\n{result.digest}")

@@ -81,8 +81,13 @@ def _edit_status(plan: Plan, files: FileSystem) -> bytes:
     """Dpkg's database without the packages that leave."""
     text = files.read(STATUS, _MAX_STATUS).decode(errors="surrogateescape")
     removed = set(plan.removed_packages)
-    kept = [stanza for stanza in split_stanzas(text) if parse_stanza(stanza).get("Package") not in removed]
+    kept = [stanza for stanza in split_stanzas(text) if _name(stanza) not in removed]
     return "".join(f"{stanza}\n\n" for stanza in kept).encode(errors="surrogateescape")
+
+
+def _name(stanza: str) -> str:
+    fields = parse_stanza(stanza)
+    return f"{fields.get('Package')}:{fields.get('Architecture')}"
 
 
 def _put_edited(tree: Tree, data: bytes, layer: int) -> None:

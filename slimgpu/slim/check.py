@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.claims import loader_of, places_of
+from slimgpu.analysis.python import METADATA
 from slimgpu.errors import BrokenClosureError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from slimgpu.slim.plan import Plan
 
 _SHOWN: Final = 5
+_WHOLE_PACKAGES: Final = "toolchain."
+"""Rules that remove packages whole, and so must not take a file from another package."""
 
 
 def check(facts: Facts, plan: Plan, slim: FileSystem) -> None:
@@ -41,12 +44,13 @@ def _broken_libraries(facts: Facts, slim: FileSystem) -> Iterator[str]:
 
 
 def _lost_records(facts: Facts, plan: Plan, slim: FileSystem) -> Iterator[str]:
-    """Files of a distribution that are gone although no action of the plan drops them."""
-    dropped = {action.path for action in plan.actions}
+    """Files of a kept distribution that are gone although no rule about their kind, and no wish, drops them."""
+    dropped = {action.path for action in plan.actions if not action.rule.startswith(_WHOLE_PACKAGES)}
     for distribution in facts.distributions:
-        for path in distribution.files:
-            if path not in slim.nodes and path not in dropped:
-                yield f"{distribution.name} {distribution.version} names {path}, which is gone"
+        if any(path in slim.nodes and path.endswith(METADATA) for path in distribution.files):
+            for path in distribution.files:
+                if path not in slim.nodes and path not in dropped:
+                    yield f"{distribution.name} {distribution.version} names {path}, which is gone"
 
 
 def _lost_entry_point(facts: Facts, slim: FileSystem) -> Iterator[str]:

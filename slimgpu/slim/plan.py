@@ -17,8 +17,9 @@ from slimgpu.analysis.debian import STATUS
 from slimgpu.analysis.rules.rule import Effect
 from slimgpu.errors import UsageError
 from slimgpu.oci.digest import digest_bytes
-from slimgpu.rootfs.entry import Kind
 from slimgpu.rootfs.patterns import Patterns
+from slimgpu.slim.drops import following
+from slimgpu.slim.packages import leaving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +32,7 @@ SCHEMA: Final = "slimgpu.plan.v1"
 USER_DROP: Final = "user.drop"
 EMPTY_DIRECTORY: Final = "slim.empty-directory"
 DANGLING: Final = "slim.dangling-link"
+_TOOLS: Final = "toolchain.apt"
 
 
 class Do(StrEnum):
@@ -86,11 +88,11 @@ class Plan:
     actions: tuple[Action, ...]
     held: tuple[Held, ...]
     removed_packages: tuple[str, ...]
-    """Packages that leave dpkg's database because all their files leave."""
+    """Packages that leave dpkg's database because all their files leave, as name:architecture."""
 
     def dump(self) -> bytes:
         """The plan as JSON, always the same bytes for the same value."""
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        return json.dumps(asdict(self)).encode() + b"\n"
 
     @property
     def digest(self) -> str:
@@ -130,12 +132,8 @@ def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Pla
             drops.add(_action(facts, claim))
     _add_wishes(facts, drops, Patterns(wishes.drop), keep)
     drops.settle_links()
-    while drops.remove_dangling(keep) or drops.remove_empty(keep):
-        pass  # a directory that goes can leave a link dangling, and a link can be the last in its directory
-    removed = _removed_packages(facts, drops) if _can_edit_status(facts) and not keep.match(STATUS) else ()
-    if removed:
-        names = f"{len(removed)} removed packages leave the database"
-        drops.add(Action(STATUS, Do.EDIT, "toolchain.apt", names, 0))
+    removed = _remove_packages(facts, drops, keep)
+    drops.follow(keep)
     return Plan(
         schema=SCHEMA,
         image=image.name,
@@ -191,60 +189,23 @@ class _Drops:
             if action.target in self.actions:
                 del self.actions[action.path]
 
-    def remove_dangling(self, keep: Patterns) -> bool:
-        """Drop symlinks that led somewhere and no longer do; gives whether there were any."""
-        count = len(self.actions)
-        tree = self._facts.files.tree
-        for path, node in self._facts.files.nodes.items():
-            if node.inode.entry.link and not self.gone(path) and not keep.match(path):
-                trail = tree.trail(path) or []
-                lost = next((step for step in trail[1:] if self.gone(step)), None)
-                if lost is not None:
-                    self.add(Action(path, Do.DROP, DANGLING, f"it leads to {lost}, which goes", 0))
-        return len(self.actions) > count
-
-    def remove_empty(self, keep: Patterns) -> bool:
-        """Drop directories that lose all they held; gives whether there were any.
-
-        Those that a package that stays names, and those that programs count on, stay.
-        """
-        count = len(self.actions)
-        named = _counted_on(self._facts) | {
-            path
-            for package in self._facts.packages
-            if not all(self.gone(record) for record in package.records)
-            for path in package.files
-        }
-        nodes = self._facts.files.nodes
-        for path in reversed(nodes):
-            node = nodes[path]
-            emptied = node.children and all(self.gone(f"{path}/{name}") for name in node.children)
-            if emptied and path not in named and not self.gone(path) and not keep.match(path):
+    def follow(self, keep: Patterns) -> None:
+        """Drop as well what goes because of what is dropped by now."""
+        gone = [path for path in self.actions if self.gone(path)]
+        for path, lost in following(self._facts, gone, keep):
+            if lost:
+                self.add(Action(path, Do.DROP, DANGLING, f"it leads to {lost}, which goes", 0))
+            else:
                 self.add(Action(path, Do.DROP, EMPTY_DIRECTORY, "all that it held goes", 0))
-        return len(self.actions) > count
 
 
-def _counted_on(facts: Facts) -> set[str]:
-    """Directories that have to be there, even empty: the top ones, users' homes, and what the configuration names."""
-    runtime = facts.config.runtime
-    volumes = runtime.get("Volumes")
-    named = [runtime.get("WorkingDir"), facts.config.environment.get("HOME")]
-    named += volumes if isinstance(volumes, dict) else ()
-    tree = facts.files.tree
-    found = {path for text in named if isinstance(text, str) and (path := tree.resolve(text))}
-    return found | {path for path in facts.files.nodes if path.rpartition("/")[0] in ("", "home")}
-
-
-def _can_edit_status(facts: Facts) -> bool:
-    node = facts.files.nodes.get(STATUS)
-    return node is not None and node.inode.entry.kind is Kind.FILE
-
-
-def _removed_packages(facts: Facts, drops: _Drops) -> tuple[str, ...]:
-    removed = []
-    for package in facts.packages:
-        paths = (*package.files, *package.records)
-        owned = [path for path in paths if str(facts.owners.get(path)) == f"{package.name} {package.version}"]
-        if owned and all(drops.gone(path) for path in owned):
-            removed.append(package.name)
-    return tuple(sorted(removed))
+def _remove_packages(facts: Facts, drops: _Drops, keep: Patterns) -> tuple[str, ...]:
+    """Take the packages that leave whole out of dpkg's database; gives them as name:architecture."""
+    found = [package for package in leaving(facts, drops.gone) if not any(map(keep.match, package.records))]
+    if not found or keep.match(STATUS):
+        return ()
+    for package in found:
+        for record in package.records:
+            drops.add(Action(record, Do.DROP, _TOOLS, f"package {package.name} leaves", facts.size(record)))
+    drops.add(Action(STATUS, Do.EDIT, _TOOLS, f"{len(found)} packages leave the database", 0))
+    return tuple(sorted(f"{package.name}:{package.architecture}" for package in found))

@@ -13,11 +13,22 @@ if TYPE_CHECKING:
     from slimgpu.analysis.facts import Facts
 
 CACHES: Final = "caches"
+_ENVIRONMENT: Final = "pyvenv.cfg"
+"""Marks a virtual environment, which is no cache wherever it lies: poetry keeps its own below ``.cache``."""
 
 
 def _find(directories: tuple[str, ...], evidence: str, facts: Facts) -> Iterator[Match]:
+    environments = tuple(path.removesuffix(_ENVIRONMENT) for path in facts.files.nodes if path.endswith(_ENVIRONMENT))
     for path, _ in below(facts, directories):
-        yield Match(path, evidence)
+        if not path.startswith(environments):
+            yield Match(path, evidence)
+
+
+def _uv(facts: Facts) -> Iterator[Match]:
+    """What uv unpacked stays where the image starts something through uv: it runs from there."""
+    started = {word.rpartition("/")[2] for word in facts.config.command_words}
+    if not started & {"uv", "uvx"}:
+        yield from _find(_of_users(".cache/uv"), "cache of uv", facts)
 
 
 def _cache(rule: str, title: str, why: str, *directories: str) -> Rule:
@@ -53,9 +64,18 @@ RULES: Final = (
     ),
     _cache(
         "cache.python-tools",
-        "caches of uv, poetry, pdm, hatch and pre-commit",
-        "these tools only read them when they install.",
-        *_of_users(".cache/uv", ".cache/pypoetry", ".cache/pdm", ".cache/hatch", ".cache/pre-commit"),
+        "caches of poetry, pdm, hatch and pre-commit",
+        "these tools only read them when they install; virtual environments below them stay.",
+        *_of_users(".cache/pypoetry/cache", ".cache/pypoetry/artifacts", ".cache/pdm", ".cache/hatch"),
+        *_of_users(".cache/pre-commit"),
+    ),
+    Rule(
+        "cache.uv",
+        CACHES,
+        "cache of uv",
+        "uv only reads it when it installs; it stays when the image starts something through uv or uvx.",
+        Effect.DROP,
+        _uv,
     ),
     _cache(
         "cache.conda",

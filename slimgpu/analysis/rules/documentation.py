@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.rules.rule import Effect, Match, Rule, below
+from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 _GROUP: Final = "documentation"
 _LEGAL: Final = re.compile(r"copyright|licen[sc]es?|notice|copying|authors", re.IGNORECASE)
+_USED: Final = re.compile(r"\.sql\b|/examples?/|/sql/|/schema")
+"""What set-up scripts read at run time although it lies with the documentation."""
 _LOCALE: Final = "usr/share/locale"
 _DIRECTORIES: Final = (
     *(f"usr/share/{name}" for name in ("man", "info", "doc", "doc-base", "gtk-doc", "lintian", "linda")),
@@ -22,10 +25,11 @@ _DIRECTORIES: Final = (
 
 
 def _pages(facts: Facts) -> Iterator[Match]:
-    """Everything there but licences, which have to go along with what they cover."""
-    for path, _ in below(facts, _DIRECTORIES):
+    """Everything there but licences, which have to go along with what they cover, and what programs may use."""
+    for path, node in below(facts, _DIRECTORIES):
         name = path.rpartition("/")[2]
-        if not _LEGAL.match(name.partition(".")[0]):
+        executable = node.inode.entry.kind is Kind.FILE and node.inode.entry.mode & 0o111
+        if not (_LEGAL.match(name.partition(".")[0]) or _USED.search(path) or executable):
             yield Match(path, "manual page or documentation")
 
 
@@ -62,7 +66,7 @@ RULES: Final = (
         "docs.pages",
         _GROUP,
         "manual pages and documentation",
-        "nothing reads them at run time; licences and copyright files stay.",
+        "only people read them; licences stay, and so do SQL schemas, examples and programs that lie among them.",
         Effect.DROP,
         _pages,
     ),

@@ -19,7 +19,9 @@ def _find(facts: Facts) -> Iterator[Match]:
     first: dict[tuple[object, ...], str] = {}
     for path, node in facts.files.nodes.items():
         entry = node.inode.entry
-        if entry.kind is not Kind.FILE or entry.size < _MIN or not path.startswith(_SYSTEM):
+        # Only what a package manager put there and only root writes: a program could write one of its own files.
+        shared = path in facts.owners and path.startswith(_SYSTEM) and not entry.mode & 0o022
+        if entry.kind is not Kind.FILE or entry.size < _MIN or not shared:
             continue
         kept = first.setdefault(_identity(entry, path), path)
         if facts.files.nodes[kept].inode is not node.inode:

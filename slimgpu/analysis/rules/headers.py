@@ -52,26 +52,26 @@ class _Holder:
         self._tools = apt_tools(facts.packages, facts.jit)
 
     def match(self, path: str, evidence: str, *, own: bool) -> Match:
-        """``own``: whether a distribution that compiles needs such files of its own."""
+        """``own``: whether distributions that compile need such files of their own."""
         reason = self._reason(path, own=own)
         return Match(path, f"{evidence}: {reason}" if reason else evidence, held=bool(reason))
 
     def _reason(self, path: str, *, own: bool) -> str:
         jit = self._facts.jit
         owner = self._facts.owners.get(path)
-        if owner is not None and owner.kind == "apt":
-            # Not a tool package itself, but it holds headers all the same: stay with the compilers.
-            stays = self._tools.held.get(owner.name)
-            return stays or jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
+        compilers = jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
+        if _CUDA.fullmatch(path) or (owner is not None and owner.name.startswith(("nvidia-", "cuda-"))):
+            # torch's own C++ headers include CUDA's.
+            return jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER) or (compilers if own else "")
         if _PYTHON.fullmatch(path):
             return jit.holds(Need.PYTHON_HEADERS)
-        if _CUDA.fullmatch(path) or (owner is not None and owner.name.startswith(("nvidia-", "cuda-"))):
-            return jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER)
+        if owner is not None and owner.kind == "apt":
+            # Not a tool package itself, but it holds headers all the same: they stay with the compilers.
+            return self._tools.held.get(owner.name) or compilers
         if owner is None:
-            return jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
-        if own and owner.name in jit.compilers:
-            return f"{owner.name} compiles at run time with its own headers"
-        return ""
+            return compilers
+        # Which headers of which distributions are compiled at run time no table can tell: all or none.
+        return (compilers or jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER)) if own else ""
 
 
 RULES: Final = (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.jit import Need
 from slimgpu.analysis.rules.rule import Effect, Match, Rule
+from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ _GROUP: Final = "toolchains"
 
 _APT: Final = re.compile(
     r"build-essential|dpkg-dev|(?!gcc-[0-9]+-base)(gcc|g\+\+|cpp|gfortran|gobjc)(-[0-9.]+)?(-.*)?|binutils(-.*)?|libbinutils"
-    r"|clang(-.*)?|llvm(-.*)?|lld(-.*)?|rustc|cargo|golang(-.*)?|make|cmake(-data)?|meson|ninja-build|autoconf"
+    r"|clang(-.*)?|llvm(-.*)?|lld(-.*)?|rustc|cargo|golang(-go|-src|-doc|-[0-9.]+.*)?|make|cmake(-data)?|meson|ninja-build|autoconf"
     r"|automake|autotools-dev|libtool|bison|flex|swig|ccache|linux-libc-dev|manpages-dev|libc-dev-bin"
     r"|libc-devtools|(?!libcuda).*-dev(-[0-9][0-9-]*)?|lib(a|t|l|ub|hwa)san[0-9]+|libitm1|libcc1-0|libctf.*"
     r"|libgprofng[0-9]+|libisl[0-9]+|libmpc[0-9]+|lto-disabled-list|fakeroot|libfakeroot|libdpkg-perl"
@@ -57,12 +58,12 @@ _PYTHON: Final = {
 """Distributions that are tools, and the need that they serve."""
 
 _ROOTS: Final[Mapping[Need, re.Pattern[str]]] = {
-    Need.C_COMPILER: re.compile(r"(gcc|clang)(-[0-9]+)?|libc6-dev"),
-    Need.CXX_COMPILER: re.compile(r"(gcc|g\+\+|clang)(-[0-9]+)?|libc6-dev"),
+    Need.C_COMPILER: re.compile(r"(gcc|clang)(-[0-9]+)?|.*-dev"),
+    Need.CXX_COMPILER: re.compile(r"(gcc|g\+\+|clang)(-[0-9]+)?|.*-dev"),
     Need.BUILD_TOOLS: re.compile(r"make|ninja-build|cmake"),
     Need.PYTHON_HEADERS: re.compile(r"(lib)?python3(\.[0-9]+)?-dev"),
     Need.CUDA_COMPILER: re.compile(r"cuda-(compiler|nvcc|crt|nvvm|cudart-dev|minimal-build)(-.*)?"),
-    Need.CUDA_HEADERS: re.compile(r"(cuda|lib(cu|np|nv).*)-.*-?dev(-.*)?"),
+    Need.CUDA_HEADERS: re.compile(r"(cuda|lib(cu|np|nv|nccl).*)-.*-?dev(-.*)?|cuda-cccl.*|libnccl-dev"),
 }
 """The packages that serve a need; what they depend on serves it too."""
 
@@ -82,7 +83,7 @@ def apt_tools(packages: Iterable[DebianPackage], jit: JitNeeds) -> Tools:
     depends on it.
     """
     installed = _Installed(packages)
-    tools = {name for name, package in installed.by_name.items() if _APT.fullmatch(name) and not package.essential}
+    tools = installed.tools()
     held: dict[str, str] = {}
     for need, pattern in _ROOTS.items():
         reason = jit.holds(need)
@@ -105,6 +106,19 @@ class _Installed:
             for name in (package.name, *package.provides):
                 self._providers.setdefault(name, set()).add(package.name)
 
+    def tools(self) -> set[str]:
+        """Tool packages, and metapackages (nothing but documentation of their own) that depend on one."""
+        tools = {name for name, package in self.by_name.items() if _APT.fullmatch(name) and not package.essential}
+        metapackages = {name for name, package in self.by_name.items() if _is_metapackage(package)} - tools
+        while found := {name for name in metapackages if self._direct(name) & tools}:
+            tools |= found
+            metapackages -= found
+        return tools
+
+    def _direct(self, name: str) -> set[str]:
+        names = (alternative for choice in self.by_name[name].depends for alternative in choice)
+        return {provider for alternative in names for provider in self._providers.get(alternative, ())}
+
     def closure(self, roots: Iterable[str]) -> set[str]:
         """The packages themselves and everything installed that they depend on."""
         seen: set[str] = set()
@@ -114,10 +128,15 @@ class _Installed:
             if name in seen:
                 continue
             seen.add(name)
-            for choice in self.by_name[name].depends:
-                for alternative in choice:
-                    pending += self._providers.get(alternative, ())
+            pending += self._direct(name)
         return seen
+
+
+def _is_metapackage(package: DebianPackage) -> bool:
+    """Whether the package has files, and all of them are its documentation."""
+    directories = {path.rpartition("/")[0] for path in package.files}
+    leaves = [path for path in package.files if path not in directories]
+    return not package.essential and bool(leaves) and all(path.startswith("usr/share/doc/") for path in leaves)
 
 
 def python_tools(distributions: Iterable[Distribution], jit: JitNeeds) -> Tools:
@@ -138,36 +157,37 @@ def python_tools(distributions: Iterable[Distribution], jit: JitNeeds) -> Tools:
 
 def _apt(facts: Facts) -> Iterator[Match]:
     tools = apt_tools(facts.packages, facts.jit)
-    shared = _shared_paths(facts)
+    staying = {path for p in facts.packages if p.name not in tools.removable for path in p.files}
     for package in facts.packages:
         reason = tools.held.get(package.name)
         if reason is None and package.name not in tools.removable:
             continue
-        for path in (*package.files, *package.records):
-            if facts.files.nodes[path].children is None and path not in shared:
+        for path in package.files:
+            if facts.files.nodes[path].children is not None or leads_to_library(facts, path):
+                continue
+            if reason is not None or path not in staying:
                 evidence = f"package {package.name}"
                 yield Match(path, f"{evidence}: {reason}" if reason else evidence, held=reason is not None)
 
 
-def _shared_paths(facts: Facts) -> set[str]:
-    """Paths that more than one package names."""
-    seen: set[str] = set()
-    shared: set[str] = set()
-    for package in facts.packages:
-        files = set(package.files)
-        shared |= seen & files
-        seen |= files
-    return shared
+def leads_to_library(facts: Facts, path: str) -> bool:
+    """Whether it is a ``libx.so`` of a -dev package that leads to the library proper: programs load it by that name."""
+    if facts.files.nodes[path].inode.entry.kind is not Kind.SYMLINK:
+        return False
+    target = facts.files.tree.resolve(path)
+    owner = None if target is None else facts.owners.get(target)
+    return target in facts.elf and (owner is None or _APT.fullmatch(owner.name) is None)
 
 
 def _python(facts: Facts) -> Iterator[Match]:
     tools = python_tools(facts.distributions, facts.jit)
+    kept = {path for d in facts.distributions if d.name not in tools.removable for path in d.files}
     for distribution in facts.distributions:
         reason = tools.held.get(distribution.name)
         if reason is None and distribution.name not in tools.removable:
             continue
         for path in distribution.files:
-            if str(facts.owners.get(path)) == f"{distribution.name} {distribution.version}":
+            if reason is not None or path not in kept:
                 evidence = f"distribution {distribution.name}"
                 yield Match(path, f"{evidence}: {reason}" if reason else evidence, held=reason is not None)
 

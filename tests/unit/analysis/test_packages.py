@@ -174,8 +174,22 @@ def test_the_table_of_compilers() -> None:
 
 def test_needs_name_who_needs_them() -> None:
     triton = Distribution("triton", "3.0", SITE, (), (), ())
-    needs = jit_needs([triton, Distribution("numpy", "2", SITE, (), (), ())])
-    assert needs.compilers == {"triton"}
+    needs = jit_needs([triton, Distribution("numpy", "2", SITE, (), (), ())], [])
     assert needs.holds(Need.C_COMPILER).startswith("triton ")
     assert needs.holds(Need.CUDA_COMPILER) == ""
     assert needs.holds(Need.CUDA_COMPILER, Need.PYTHON_HEADERS).startswith("triton ")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (f"{SITE}/torch/__init__.py", "torch"),
+        ("opt/conda/lib/python3.11/site-packages/flashinfer/__init__.py", "flashinfer-python"),
+        ("usr/lib/python3/dist-packages/deep_gemm/__init__.py", "deep-gemm"),
+        (f"{SITE}/torch/sub/__init__.py", ""),
+        (f"{SITE}/torch.py", ""),
+        ("opt/src/torch/__init__.py", ""),
+    ],
+)
+def test_importable_packages_count_without_metadata(path: str, name: str) -> None:
+    assert jit_needs([], [path]).holds(Need.CXX_COMPILER).partition(" ")[0] == name

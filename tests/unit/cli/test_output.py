@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -85,10 +86,11 @@ def test_json_goes_to_stdout_and_nothing_else(image: str, tmp_path: Path) -> Non
 
 def test_a_build_says_its_summary_on_stderr_unless_quiet(image: str, tmp_path: Path) -> None:
     loud = run("build", image, "--to", f"oci:{tmp_path}/loud")
-    assert (loud.returncode, loud.stdout) == (0, "")
+    assert loud.returncode == 0
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", loud.stdout)
     assert "toolchain.apt" in loud.stderr
     quiet = run("-q", "build", image, "--to", f"oci:{tmp_path}/quiet")
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, loud.stdout, "")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])

@@ -310,6 +310,31 @@ def test_a_configuration() -> None:
     assert found.steps() == ("ADD", "RUN")
 
 
+def test_words_of_commands() -> None:
+    found = config(
+        config={
+            "Entrypoint": ["/bin/sh", "-c"],
+            "Cmd": ["cd /a&&exec 'b c' >log;d|e"],
+            "Healthcheck": {"Test": ["CMD-SHELL", "it's open"]},
+        }
+    )
+    whole = ("/bin/sh", "-c", "cd /a&&exec 'b c' >log;d|e", "CMD-SHELL", "it's open")
+    named = {"/bin/sh", "-c", "cd", "/a", "exec", "b", "c", "log", "d", "e", "CMD-SHELL", "it", "s", "open"}
+    assert found.command_words == {*whole, *named}
+
+
+@pytest.mark.parametrize(
+    "text", ["true;make", "exec `make` x", 'echo "$(make all)"', "bash -c 'make all'", "a\tmake", "${SHELL:-make}"]
+)
+def test_a_program_in_shell_text_is_a_word(text: str) -> None:
+    assert "make" in config(config={"Cmd": ["sh", "-c", text]}).command_words
+
+
+@pytest.mark.parametrize("runtime", [None, {"Entrypoint": "a b", "Cmd": None, "Healthcheck": [1]}, {"Cmd": []}])
+def test_no_words_of_commands(runtime: Any) -> None:
+    assert config(config=runtime).command_words == frozenset()
+
+
 def test_new_layers_keep_all_that_is_unknown() -> None:
     old = config()
     new = old.with_layers([D3], ["slimgpu build: base"], {"both": "new", "mine": "y"})

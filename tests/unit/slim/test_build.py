@@ -25,6 +25,7 @@ from slimgpu.slim.plan import Action, Do, Plan, Wishes, make_plan
 from slimgpu.slim.result import result_of
 from tests.support.fuzz import examples
 from tests.support.trees import (
+    SITE,
     File,
     Hardlink,
     Special,
@@ -173,16 +174,17 @@ def test_the_configuration_survives_with_new_layers_and_labels(tmp_path: Path) -
 
 
 def test_duplicates_are_hard_links_now(tmp_path: Path) -> None:
-    layer: Layer = {"usr/lib/a": b"same" * 2000, "usr/lib/b": b"same" * 2000, "opt/c": b"same" * 2000}
-    result, tars, _ = built(tmp_path, layer)
-    links = {path: facts[-1] for path, facts in stacked(tars).items() if facts[0] is Kind.FILE}
-    assert links == {"opt/c": "opt/c", "usr/lib/a": "opt/c", "usr/lib/b": "opt/c"}
-    assert (result.unpacked, result.files) == (8000, 3)
+    same = b"same" * 2000
+    result, tars, _ = built(tmp_path, distribution("d", "1.0", {"d/a": same, "d/b": same, "d/c": same}))
+    links = {path: facts[-1] for path, facts in stacked(tars).items() if "/d/" in path and facts[0] is Kind.FILE}
+    assert links == dict.fromkeys([f"{SITE}/d/a", f"{SITE}/d/b", f"{SITE}/d/c"], f"{SITE}/d/a")
+    assert result.unpacked < 2 * len(same)
+    assert result.files == 5
 
 
 def test_dpkg_forgets_the_packages_that_left(tmp_path: Path) -> None:
     _, tars, plan = built(tmp_path, *_LAYERS)
-    assert plan.removed_packages == ("make",)
+    assert plan.removed_packages == ("make:amd64",)
     text = next(data for path, (*_, data, _) in stacked(tars).items() if path == "var/lib/dpkg/status")
     assert isinstance(text, bytes)
     assert b"make" not in text
@@ -250,6 +252,8 @@ def test_the_start_of_the_image_cannot_be_dropped(tmp_path: Path) -> None:
             built(tmp_path, *_LAYERS, runtime={key: ["/bin/bash"]}, drop=("/usr/bin/bash",))
         with pytest.raises(BrokenClosureError, match="the image starts bash, which is gone"):
             built(tmp_path, *_LAYERS, runtime={key: ["bash"]}, drop=("/usr/bin/bash",))
+        with pytest.raises(BrokenClosureError, match=r"the image starts \./bash, which is gone"):
+            built(tmp_path, *_LAYERS, runtime={key: ["./bash"], "WorkingDir": "/bin"}, drop=("/usr/bin/bash",))
 
 
 def test_long_lists_of_what_is_broken_are_cut(tmp_path: Path, elf_root: Path) -> None:
@@ -289,6 +293,36 @@ def test_a_record_lost_without_an_action(tmp_path: Path) -> None:
     layer = distribution("app", "1.0", {"app/data": b"d"})
     with pytest.raises(BrokenClosureError, match=r"app 1\.0 names .*/app/data, which is gone"):
         replayed(tmp_path, Action("usr/local/lib/python3.11/site-packages/app", Do.DROP, "r", "", 0), layer=layer)
+
+
+_TWICE: Layer = {
+    **distribution("ninja", "1.0", {"shared.py": b"s"}),
+    **distribution("app", "1.0", {"shared.py": b"s"}),
+}
+_SHARED = f"{SITE}/shared.py"
+
+
+@pytest.mark.parametrize("rule", ["toolchain.python", "toolchain.apt"])
+def test_a_tool_cannot_take_a_file_that_a_distribution_names_too(tmp_path: Path, rule: str) -> None:
+    with pytest.raises(BrokenClosureError, match=r"app 1\.0 names .*/shared\.py, which is gone"):
+        replayed(tmp_path, Action(_SHARED, Do.DROP, rule, "", 0), layer=_TWICE)
+
+
+def test_wishes_and_rules_about_kinds_can_take_files_of_distributions(tmp_path: Path) -> None:
+    for rule in ("user.drop", "compile.headers"):
+        replayed(tmp_path, Action(_SHARED, Do.DROP, rule, "", 0), layer=_TWICE)
+
+
+def test_a_distribution_that_goes_names_nothing(tmp_path: Path) -> None:
+    paths = [path for path in distribution("ninja", "1.0", {"n.py": b"n"}) if path.startswith(SITE)]
+    actions = [Action(path, Do.DROP, "toolchain.python", "", 0) for path in paths]
+    replayed(tmp_path, *actions, layer=distribution("ninja", "1.0", {"n.py": b"n"}))
+
+
+def test_the_rules_leave_a_file_that_two_distributions_name(tmp_path: Path) -> None:
+    _, tars, plan = built(tmp_path, _TWICE)
+    assert _SHARED in stacked(tars)
+    assert f"{SITE}/ninja-1.0.dist-info/METADATA" in {action.path for action in plan.actions}
 
 
 _names = st.sampled_from(

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from tests.support.trees import Layer, What
 
 _LAYER: dict[str, What] = {
-    **debian({"make": {"usr/bin/make": b"m" * 900, "usr/share/make/x": b"x"}, "bash": {"usr/bin/bash": b"b" * 400}}),
+    **debian(
+        {
+            "make": {"usr/bin/make": b"m" * 900, "usr/share/make/x": b"x"},
+            "bash": {"usr/bin/bash": b"b" * 400},
+            "lib": {"usr/lib/one": b"same" * 2000, "usr/lib/two": b"same" * 2000},
+        }
+    ),
     "root/.cache/pip/a/b": b"p" * 3000,
     "root/.cache/pip/c": b"p" * 30,
-    "usr/lib/one": b"same" * 2000,
-    "usr/lib/two": b"same" * 2000,
     "usr/share/doc/bash/copyright": b"c",
     "usr/share/doc/bash/README": b"r",
     "opt/app/model.md": b"d" * 10,
@@ -62,7 +66,7 @@ def test_the_plan_of_an_image(tmp_path: Path) -> None:
     }
     assert done(plan, Do.LINK) == {"usr/lib/two": "waste.duplicates"}
     assert done(plan, Do.EDIT) == {"var/lib/dpkg/status": "toolchain.apt"}
-    assert plan.removed_packages == ("make",)
+    assert plan.removed_packages == ("make:amd64",)
     assert all(action.reason for action in plan.actions)
     assert [action.path for action in plan.actions] == sorted(action.path for action in plan.actions)
 
@@ -107,7 +111,7 @@ def test_links_to_what_goes_go_too(tmp_path: Path) -> None:
 
 
 def test_duplicates_of_what_the_user_drops_stay_files(tmp_path: Path) -> None:
-    layer: Layer = {"usr/lib/one": b"same" * 2000, "usr/lib/two": b"same" * 2000, "usr/lib/zzz": b"same" * 2000}
+    layer = debian({"lib": {f"usr/lib/{name}": b"same" * 2000 for name in ("one", "two", "zzz")}})
     plan = plan_of(tmp_path, layer, drop=("/usr/lib/one",))
     assert [(action.path, action.do) for action in plan.actions] == [("usr/lib/one", Do.DROP)]
 
