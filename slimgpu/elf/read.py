@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from elftools.common.exceptions import ELFError
@@ -26,9 +27,10 @@ MAGIC: Final = b"\x7fELF"
 EM_CUDA: Final = 190
 _MAX_TEXT: Final = 1024
 _MAX_NEEDED: Final = 4096
+_MAX_TAGS: Final = 65_536
 _FREE_READS: Final = 10_000
 _MAX_READS: Final = 2**22
-"""A library with 100,000 exported symbols takes 5 % of it."""
+"""A library with 46,000 exported symbols (LLVM) takes 6 % of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def _dynamic(segments: Iterable[Segment]) -> dict[str, list[str]]:
     for segment in segments:
         if not isinstance(segment, DynamicSegment):
             continue
-        for tag in segment.iter_tags():
+        for tag in islice(segment.iter_tags(), _MAX_TAGS):
             name = tag.entry.d_tag
             if name in _TEXT_TAGS:
                 texts = found.setdefault(name, [])

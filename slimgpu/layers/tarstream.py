@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
     from slimgpu.rootfs.entry import Entry
     from slimgpu.rootfs.filesystem import FileSystem
-    from slimgpu.rootfs.tree import Inode
+    from slimgpu.rootfs.tree import Inode, Node
 
 
-def layer_entries(paths: Sequence[str], files: FileSystem, shared: frozenset[str], *, top: bool) -> list[Entry]:
+def layer_entries(paths: Sequence[str], files: FileSystem, *, top: bool) -> list[Entry]:
     """The entries of a layer, parents before children.
 
     Every directory above one of ``paths`` is there, because engines that unpack a layer by itself would make it
-    up. Directories in several layers (``shared``) have their own modification time only in the ``top`` layer, and
-    1970 in the others, so that these do not depend on what else is in the image; ``top`` has all of them.
+    up. What is in a directory changes its modification time, so directories have their own only in the ``top`` layer,
+    which names them all, and 1970 in the others, so that these do not depend on what else is in the image.
     """
-    wanted = {parent for path in paths for parent in parents(path)} | set(paths)
+    wanted = {parent for path in paths for parent in _parents(path)} | set(paths)
     if top:
-        wanted |= shared
+        wanted |= {path for path, node in files.nodes.items() if _has_time(node)}
     entries: list[Entry] = []
     if top and files.tree.root.layer >= 0:
         entries.append(replace(files.tree.root.inode.entry, path=""))
@@ -35,7 +35,7 @@ def layer_entries(paths: Sequence[str], files: FileSystem, shared: frozenset[str
     for path in sorted(wanted, key=lambda name: name.split("/")):
         inode = files.nodes[path].inode
         entry = replace(inode.entry, path=path)
-        if path in shared and not top:
+        if entry.kind is Kind.DIRECTORY and not top:
             entry = replace(entry, mtime=0)
         if entry.kind is not Kind.DIRECTORY and first.setdefault(id(inode), path) != path:
             entry = replace(entry, kind=Kind.HARDLINK, link=first[id(inode)], size=0, xattrs=())
@@ -43,7 +43,11 @@ def layer_entries(paths: Sequence[str], files: FileSystem, shared: frozenset[str
     return entries
 
 
-def parents(path: str) -> Iterator[str]:
+def _has_time(node: Node) -> bool:
+    return node.inode.entry.kind is Kind.DIRECTORY and node.inode.entry.mtime != 0
+
+
+def _parents(path: str) -> Iterator[str]:
     """The directories above a path, without the root."""
     while "/" in path:
         path = path.rpartition("/")[0]

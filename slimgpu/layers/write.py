@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.layers.compress import Format, compress
-from slimgpu.layers.tarstream import gathered, layer_entries, parents, tar_chunks, tar_size
+from slimgpu.layers.tarstream import gathered, layer_entries, tar_chunks, tar_size
 from slimgpu.oci.image import Layer
 from slimgpu.oci.manifest import Descriptor
 from slimgpu.oci.mutate import BlobLayer, open_file
@@ -44,10 +43,8 @@ def write_layers(
     files: FileSystem, plans: Sequence[LayerPlan], layer_format: Format, directory: Path, context: Context
 ) -> list[WrittenLayer]:
     """Write each planned layer to ``directory`` as ``sha256/<hex>``, the last one on top; gives them in order."""
-    shared = _shared_directories(plans)
-    stacks = [
-        layer_entries(plan.paths, files, shared, top=number == len(plans) - 1) for number, plan in enumerate(plans)
-    ]
+    last = len(plans) - 1
+    stacks = [layer_entries(plan.paths, files, top=number == last) for number, plan in enumerate(plans)]
     sizes = [tar_size(entries) for entries in stacks]
     with context.progress.task("writing layers", sum(sizes)) as task, Workers(_AT_ONCE, "layer") as pool:
         watched = pool.watch(task)
@@ -57,14 +54,6 @@ def write_layers(
             return WrittenLayer(plan.name, _write(tar, size, layer_format, directory, context.jobs), entries)
 
         return list(pool.map(one, plans, stacks, sizes))
-
-
-def _shared_directories(plans: Sequence[LayerPlan]) -> frozenset[str]:
-    """Directories that more than one layer has to name."""
-    counts: Counter[str] = Counter()
-    for plan in plans:
-        counts.update({parent for path in plan.paths for parent in parents(path)})
-    return frozenset(path for path, count in counts.items() if count > 1)
 
 
 def _write(tar: Iterator[bytes], size: int, layer_format: Format, directory: Path, jobs: int) -> Layer:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from slimgpu import __version__
@@ -20,6 +18,8 @@ from slimgpu.slim.apply import apply
 from slimgpu.slim.check import check
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from slimgpu.analysis.facts import Facts
     from slimgpu.layers.compress import Format
     from slimgpu.rootfs.filesystem import FileSystem
@@ -54,8 +54,8 @@ def build(image: Image, facts: Facts, plan: Plan, layer_format: Format, blobs: P
     """
     check_source(plan, image)
     with (
-        TemporaryDirectory(dir=context.cache.temporary_directory()) as scratch,
-        apply(plan, facts.files, Path(scratch) / "edited") as slim,
+        context.cache.temporary_directory("edit") as scratch,
+        apply(plan, facts.files, scratch / "edited") as slim,
     ):
         check(facts, plan, slim)
         plans = group_layers(slim, facts.owners)

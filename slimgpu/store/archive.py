@@ -9,8 +9,6 @@ import hashlib
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, alias_generators
@@ -29,6 +27,7 @@ from slimgpu.store.tarindex import ArchivedBlobs, TarIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from slimgpu.oci.image import Image
     from slimgpu.oci.manifest import Platform
@@ -78,8 +77,8 @@ def _uncompressed(path: Path, name: str, cache: Cache, progress: Progress) -> It
     if head.endswith(_MAGIC):
         yield path
         return
-    with TemporaryDirectory(prefix="archive.", dir=cache.temporary_directory()) as directory:
-        plain = Path(directory) / "archive.tar"
+    with cache.temporary_directory("archive") as directory:
+        plain = directory / "archive.tar"
         with (
             progress.task(f"unpack {path.name}", path.stat().st_size) as task,
             open_file(path)() as chunks,

@@ -4,11 +4,13 @@
 
     <root>/layers/<hex>.tar      an uncompressed layer, named by its diff id
     <root>/layers/<hex>.seen     the boot during which it was last known to be right
-    <root>/derived/<kind>/<hex>  what some computation made of it
+    <root>/derived/<kind>/<hex>  what some computation made of it, behind its sha256 and a newline
+    <root>/tmp/                  what running processes need
 
-Content is written to a temporary name and renamed, so a killed process leaves nothing wrong behind. Spooled
-layers are not fsynced (a multi-gigabyte wait for what can be fetched again); instead a layer that was written
-before the last boot is hashed once more before it is used, since only a power loss can have torn it.
+Content is written to a temporary name and renamed, so a killed process leaves nothing wrong behind; its temporary
+files go when the same content is next asked for. Spooled layers are not fsynced (a multi-gigabyte wait for what can
+be fetched again); instead a layer that was written before the last boot is hashed once more before it is used, since
+only a power loss can have torn it.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from filelock import FileLock
 
 from slimgpu.oci.digest import verified
 from slimgpu.parallel import readahead
-from slimgpu.store.files import atomic_file
+from slimgpu.store.files import atomic_file, remove_partials
 from slimgpu.store.inflate import inflate
+from slimgpu.store.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from slimgpu.oci.image import Layer
     from slimgpu.progress import Task
@@ -48,11 +52,9 @@ class Cache:
         self.root = root or default_cache_directory()
         self._layers = self.root / "layers"
 
-    def temporary_directory(self) -> Path:
-        """A directory on the cache's disk for what a single run needs."""
-        path = self.root / "tmp"
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+    def temporary_directory(self, purpose: str) -> AbstractContextManager[Path]:
+        """A directory on the cache's disk for what a single run needs; ``purpose`` is a part of its name."""
+        return workspace(self.root / "tmp", purpose)
 
     def layer(self, layer: Layer, task: Task) -> Path:
         """The layer's uncompressed tar as a file, spooled now if it is not there yet.
@@ -63,6 +65,7 @@ class Cache:
         path = self._layers / f"{_hex(layer.diff_id)}.tar"
         self._layers.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
+            remove_partials(path)
             if self._is_sound(path, layer.diff_id):
                 task.advance(layer.descriptor.size)
             else:
@@ -90,11 +93,12 @@ class Cache:
         path = self.root / "derived" / kind / _hex(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
-            if path.exists():
-                return path.read_bytes()
-            data = compute()
-            with atomic_file(path) as file:
-                file.write(data)
+            remove_partials(path)
+            data = _read_checked(path)
+            if data is None:
+                data = compute()
+                with atomic_file(path) as file:
+                    file.write(_checksum(data) + b"\n" + data)
             return data
 
 
@@ -107,6 +111,19 @@ def _read_text(path: Path) -> str | None:
         return path.read_text()
     except FileNotFoundError:
         return None
+
+
+def _read_checked(path: Path) -> bytes | None:
+    """What follows the checksum in the first line; None when the file is missing or damaged."""
+    try:
+        checksum, _, data = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    return data if checksum == _checksum(data) else None
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
 
 
 def _boot_id() -> str:

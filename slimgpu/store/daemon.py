@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, Literal
 
 from slimgpu.errors import DestinationError, MissingComponentError, NotFoundError, SlimgpuError, UsageError
@@ -65,9 +64,9 @@ def open_daemon_image(
     del platform  # an engine holds an image of one platform
     with (
         open_engine() as client,
-        TemporaryDirectory(prefix="engine.", dir=cache.temporary_directory()) as directory,
+        cache.temporary_directory("engine") as directory,
     ):
-        path = Path(directory) / "image.tar"
+        path = directory / "image.tar"
         _export(client, reference, path, progress)
         yield read_docker_archive(TarIndex(path, str(reference)), None)
 
@@ -107,10 +106,10 @@ class DaemonWriter:
         """Show that the engine answers."""
         with (
             open_engine() as client,
-            TemporaryDirectory(prefix="load.", dir=self._cache.temporary_directory()) as workspace,
+            self._cache.temporary_directory("load") as workspace,
         ):
             self._client = client
-            self.workspace = Path(workspace)
+            self.workspace = workspace
             yield self
 
     def write(self, image: Image, task: Task) -> str:

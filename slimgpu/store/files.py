@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -37,6 +38,12 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
         raise
     if sync:
         sync_directory(path.parent)
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what killed processes left of `atomic_file`; nobody else may be writing ``path``."""
+    for partial in path.parent.glob(f".{escape(path.name)}.*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlencode, urlsplit
@@ -76,9 +75,9 @@ class RegistryWriter:
         """Show, by an upload that is given up at once, that we may push."""
         with (
             self._repository.opened(),
-            TemporaryDirectory(prefix="push.", dir=self._cache.temporary_directory()) as workspace,
+            self._cache.temporary_directory("push") as workspace,
         ):
-            self.workspace = Path(workspace)
+            self.workspace = workspace
             self._cancel(self._start_upload())
             yield self
 

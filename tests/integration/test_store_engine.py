@@ -71,7 +71,7 @@ def test_reads_docker_save(name: str, packed: str, tmp_path: Path, cache: Cache,
     for tag, image in ((f"{name}-twice:v1", twice), (f"docker.io/library/{name}-other:v1", other)):
         with opened(f"docker-archive:{saved}:{tag}", cache) as read:
             assert_same(read, image)
-    assert not list(cache.temporary_directory().iterdir())
+    assert not list((cache.root / "tmp").iterdir())
     with (
         pytest.raises(NotFoundError, match=rf"holds 2 images; add the name of one: {name}-other:v1, {name}-twice:v1"),
         opened(f"docker-archive:{saved}", cache),

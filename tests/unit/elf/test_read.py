@@ -164,6 +164,39 @@ def test_many_dynamic_segments_over_one_long_table() -> None:
     outcome(header + segment * count + tag * tags + bytes(16))
 
 
+def _dynamic_file(tags: bytes, names: bytes = b"\0.dynstr\0", segments: int = 1, sections: int = 0) -> bytes:
+    """A library of dynamic segments over the same tags, whose names are in ``names``."""
+    table = 64 + 56 * segments
+    texts = table + 64 * (3 + sections)
+    dynamic = texts + len(names)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, table, 0, 64, 56, segments, 64, 3 + sections, 1)
+    segment = struct.pack("<IIQQQQQQ", 2, 6, dynamic, dynamic, dynamic, len(tags), len(tags), 8)
+    strings = struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, texts, len(names), 0, 0, 1, 0)
+    own = struct.pack("<IIQQQQIIQQ", 0, 6, 0, 0, dynamic, len(tags), 1, 0, 8, 16)
+    return header + segment * segments + bytes(64) + strings + bytes(64) * sections + own + names + tags
+
+
+_NEEDED = struct.pack("<QQ", 1, 1)
+
+
+def test_a_dynamic_segment_without_an_end() -> None:
+    found = outcome(_dynamic_file(_NEEDED * 3 + struct.pack("<QQ", 0x6FFFFFFB, 1) * 2_000_000))
+    assert found is not None
+    assert found.needed == (".dynstr",) * 3
+
+
+def test_many_segments_over_many_sections() -> None:
+    assert outcome(_dynamic_file(_NEEDED + bytes(16), segments=3, sections=3)) is not None
+    assert outcome(_dynamic_file(_NEEDED + bytes(16), segments=2000, sections=2000)) is None
+
+
+def test_a_long_name_that_is_read_again_and_again() -> None:
+    names = b"\0" + b"a" * 100_000 + b"\0"
+    assert outcome(_dynamic_file(_NEEDED + bytes(16), names)) == ElfFacts(64, "EM_X86_64", needed=("a" * 1024,))
+    assert outcome(_dynamic_file(_NEEDED * 4000 + bytes(16), names)) is None
+
+
 def test_sizes_that_lie_take_no_memory(tiny: bytes) -> None:
     sections, entry, count = struct.unpack_from("<Q", tiny, 40)[0], *struct.unpack_from("<HH", tiny, 58)
     changes = {sections + number * entry + 32: ("<Q", 2**62) for number in range(1, count)}

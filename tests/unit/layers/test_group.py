@@ -99,6 +99,26 @@ def test_layers_are_closed_before_they_get_too_large() -> None:
     assert [plan.name for plan in plans] == [f"application {number}/5" for number in range(1, 6)]
 
 
+def test_there_are_never_too_many_layers() -> None:
+    packages = {f"s/p{n:03}/f": 70 * MB for n in range(150)}
+    sizes = {**packages, "s/large/a": 150 * MB, "s/large/b": 300 * MB, "s/large/c": 1 * MB}
+    owned = owners({path: path.split("/")[1] for path in sizes})
+    plans = by_name(group_layers(files_of(sizes), owned))
+    assert len(plans) <= group.MAX_LAYERS
+    assert plans["dependencies large"] == ("s/large/a", "s/large/b", "s/large/c"), "the sizes were doubled once"
+    assert plans["dependencies 1/22"] == tuple(packages)[:7]
+    huge = {f"a/{n:05}": 300 * MB for n in range(20_000)}
+    assert len(group_layers(files_of(huge), {})) <= group.MAX_LAYERS
+
+
+def test_as_many_layers_as_may_be() -> None:
+    sizes = {f"s/p{n:03}/f": 64 * MB for n in range(group.MAX_LAYERS - 1)}
+    owned = owners({path: path.split("/")[1] for path in sizes})
+    assert len(group_layers(files_of(sizes), owned)) == group.MAX_LAYERS
+    sizes["s/one/f"] = 64 * MB
+    assert len(group_layers(files_of(sizes), {**owned, **owners({"s/one/f": "one"})})) < group.MAX_LAYERS
+
+
 def test_hard_links_stay_with_their_file() -> None:
     sizes = {"app/a": 200 * MB, "app/b": 100 * MB, "usr/lib/x": 5}
     files = files_of(sizes, {"app/z": "app/a", "opt/x": "usr/lib/x", "usr/lib/y": "usr/lib/x"})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slimgpu.layers.write import WrittenLayer
+    from slimgpu.oci.manifest import Descriptor
     from tests.support.trees import Layer
 
 _LAYER: Layer = {
@@ -74,27 +75,37 @@ def test_what_is_written_is_what_was_said(tmp_path: Path) -> None:
         assert read == said
 
 
-def test_parents_come_first_and_shared_directories_have_no_time_but_on_top(tmp_path: Path) -> None:
-    base, top = written(tmp_path)
-    assert [entry.path for entry in base.entries] == [
+def test_parents_come_first_and_the_top_layer_names_all_directories(tmp_path: Path) -> None:
+    with filesystem(tmp_path, {**_LAYER, "usr": None, "opt": File(b""), "etc/none": None}) as files:
+        base, top = (layer_entries(plan.paths, files, top=plan is _PLANS[-1]) for plan in _PLANS)
+    assert [entry.path for entry in base] == [
         *("dev", "dev/null", "etc", "etc/conf", "usr", "usr/lib", "usr/lib/big", "usr/lib/hard", "usr/lib/link")
     ]
-    assert [entry.path for entry in top.entries] == [
-        *("app", "app/empty", "app/main.py", "usr", "usr/bin", "usr/bin/tool", "usr/lib", "usr/lib/caps")
-    ]
-    assert {entry.path: entry.mtime for entry in base.entries}["etc"] == MTIME
-    assert {entry.path: entry.kind for entry in base.entries}["usr/lib/hard"] is Kind.HARDLINK
+    assert [entry.path for entry in top] == [
+        *("app", "app/empty", "app/main.py", "etc", "etc/none", "usr", "usr/bin", "usr/bin/tool"),
+        *("usr/lib", "usr/lib/caps"),
+    ], "dev was in no layer, so that it has no time of its own"
+    assert {entry.path: entry.kind for entry in base}["usr/lib/hard"] is Kind.HARDLINK
 
 
-def test_shared_directories_have_their_time_in_the_top_layer(tmp_path: Path) -> None:
-    layer: Layer = {"usr": None, "usr/a": b"a", "usr/b": b"b"}
+def test_directories_have_their_time_in_the_top_layer_only(tmp_path: Path) -> None:
+    layer: Layer = {"usr": None, "usr/a": b"a", "srv": None, "srv/b": b"b", "low": None}
     with filesystem(tmp_path, layer) as files:
-        shared = frozenset({"usr"})
-        low = layer_entries(["usr/a"], files, shared, top=False)
-        high = layer_entries(["usr/b"], files, shared, top=True)
-        assert layer_entries([], files, shared, top=True)[0].path == "usr", "the top layer has them all"
-    assert [(entry.path, entry.mtime) for entry in low] == [("usr", 0), ("usr/a", MTIME)]
-    assert [(entry.path, entry.mtime) for entry in high] == [("usr", MTIME), ("usr/b", MTIME)]
+        low = layer_entries(["low", "usr/a"], files, top=False)
+        high = layer_entries(["srv/b"], files, top=True)
+    assert [(entry.path, entry.mtime) for entry in low] == [("low", 0), ("usr", 0), ("usr/a", MTIME)]
+    assert [(entry.path, entry.mtime) for entry in high] == [
+        *(("low", MTIME), ("srv", MTIME), ("srv/b", MTIME), ("usr", MTIME))
+    ]
+
+
+def test_a_lower_layer_does_not_depend_on_what_else_is_in_the_image(tmp_path: Path) -> None:
+    def base_of(more: Layer) -> Descriptor:
+        plans = [LayerPlan("base", ("usr/lib/x",)), LayerPlan("application", tuple(more))]
+        with filesystem(tmp_path, {"usr": None, "usr/lib": None, "usr/lib/x": b"x", **more}) as files:
+            return write_layers(files, plans, Format.ZSTD, tmp_path / "blobs", Context(Cache(), 2))[0].layer.descriptor
+
+    assert base_of({}) == base_of({"usr/bin/y": b"y"}) == base_of({"usr/lib/z": b"z"})
 
 
 @pytest.mark.parametrize("form", [Format.ZSTD, Format.GZIP])
@@ -139,7 +150,7 @@ def test_sparse_files_are_written_out(tmp_path: Path) -> None:
         data = files.tars[0].read_bytes()
         files.tars[0].write_bytes(data[:offset] + b"headtail")
         node.inode.entry = replace(node.inode.entry, extents=((0, 4), (100, 4)))
-        entries = layer_entries(["f"], files, frozenset(), top=False)
+        entries = layer_entries(["f"], files, top=False)
         tar = b"".join(tar_chunks(entries, files))
     (entry,) = TarReader(tar, "it")
     assert (entry.size, entry.extents) == (104, None)
@@ -158,7 +169,7 @@ def test_an_entrys_path_is_never_a_foreign_one(tmp_path: Path) -> None:
     """A file brought through a symlink is written under its real path."""
     lower: Layer = {"usr/lib": None, "lib": Symlink("usr/lib")}
     with filesystem(tmp_path, lower, {"lib/x": b"x", "lib/y": Hardlink("lib/x")}) as files:
-        entries = layer_entries(["lib", "usr/lib/x", "usr/lib/y"], files, frozenset(), top=True)
+        entries = layer_entries(["lib", "usr/lib/x", "usr/lib/y"], files, top=True)
     assert [(entry.path, entry.link) for entry in entries if entry.kind is not Kind.DIRECTORY] == [
         ("lib", "usr/lib"),
         ("usr/lib/x", ""),

@@ -111,7 +111,7 @@ def test_numbers_of_an_analysis(results: tuple[Analysis, Plan, BuildResult]) -> 
         "Packages",
         "Findings",
         "toolchain.apt",
-        "waste.duplicates",
+        "waste.copies",
         "cache.pip",
     ):
         assert part in text

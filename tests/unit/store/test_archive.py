@@ -126,7 +126,7 @@ def test_a_compressed_archive(kind: str, pack: Any, tmp_path: Path, cache: Cache
     (tmp_path / "packed").write_bytes(packed)
     with opened(f"{kind}:{tmp_path}/packed", cache) as read:
         assert_same(read, image)
-    assert not list(cache.temporary_directory().iterdir())
+    assert not list((cache.root / "tmp").iterdir())
     (tmp_path / "packed").write_bytes(packed[:-20])
     with pytest.raises(ImageError, match=r"(out:name|packed) is"):
         opened(f"{kind}:{tmp_path}/packed", cache).__enter__()
