@@ -176,11 +176,9 @@ def test_no_configuration_leaves_the_defaults(tmp_path: Path) -> None:
     assert library_path({}) == ()
 
 
-@pytest.mark.parametrize("program", ["/bin/ls", "/usr/bin/tar", "/usr/bin/git", "/usr/bin/gcc", "/usr/bin/curl"])
+@pytest.mark.parametrize("program", ["/bin/ls", "/usr/bin/tar", "/usr/bin/skopeo", "/usr/bin/gcc", "/usr/bin/podman"])
 def test_ldd_agrees_about_real_programs(program: str, tmp_path: Path) -> None:
     """A layer of the program and all that ldd finds for it, at the places where ldd finds it."""
-    if not Path(program).exists():
-        pytest.skip(f"{program} is not installed")
     text = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     found = {m[1]: m[2] for m in re.finditer(r"^\s+(\S+) => (/\S+)", text, re.MULTILINE)}
     layer: dict[str, What] = {"app": Path(program).read_bytes()}
