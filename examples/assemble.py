@@ -46,13 +46,14 @@ def base_archive(cache: Path, mirror: str | None) -> Path:
     """The Debian base as a tar file, made once."""
     key = hashlib.sha256(f"{BASE_HOOK}{mirror}".encode()).hexdigest()[:12]
     archive = cache / f"debian-{SUITE}-{key}.tar"
-    if not archive.exists():
-        require("mmdebstrap")
-        partial = archive.with_suffix(".partial.tar")
-        hooks = ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--customize-hook={BASE_HOOK}"]
-        options = ["--variant=minbase", "--include=usr-is-merged", "--skip=output/dev", *hooks]
-        run("mmdebstrap", *options, SUITE, partial, *([mirror] if mirror else []), SOURCE_DATE_EPOCH=EPOCH)
-        partial.rename(archive)
+    with locked(cache / f"debian-{SUITE}.lock"):
+        if not archive.exists():
+            require("mmdebstrap")
+            partial = archive.with_suffix(".partial.tar")
+            hooks = ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--customize-hook={BASE_HOOK}"]
+            options = ["--variant=minbase", "--include=usr-is-merged", "--skip=output/dev", *hooks]
+            run("mmdebstrap", *options, SUITE, partial, *([mirror] if mirror else []), SOURCE_DATE_EPOCH=EPOCH)
+            partial.rename(archive)
     return archive
 
 

@@ -18,8 +18,6 @@ from tests.support.walk import Facts, describe, differences
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("demo-image")
-
 
 def unpacked(reference: str, directory: Path) -> dict[str, Facts]:
     """The tree that umoci unpacks, described and removed again."""

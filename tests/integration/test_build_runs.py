@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.support.command import slimgpu, slimgpu_json
 from tests.support.examples import assembled
 from tests.support.processes import run
@@ -25,7 +23,6 @@ def answers(engine: Engine, image: str, *command: str) -> object:
     return json.loads(engine.docker("run", "--rm", "--network", "none", image, *command))
 
 
-@pytest.mark.xdist_group("demo-image")
 def test_the_demo_image_answers_as_before(engine: Engine) -> None:
     image = assembled("cuda-numpy")
     skopeo_copy(image, "docker-daemon:demo:before", "--dest-daemon-host", engine.host)
@@ -45,7 +42,6 @@ def test_the_demo_image_answers_as_before(engine: Engine) -> None:
     engine.docker("rmi", "demo:before", "demo:slim")
 
 
-@pytest.mark.xdist_group("torch-image")
 def test_torch_computes_as_before(engine: Engine) -> None:
     image = assembled("torch")
     skopeo_copy(image, "docker-daemon:torch:before", "--dest-daemon-host", engine.host)
@@ -59,7 +55,6 @@ def test_torch_computes_as_before(engine: Engine) -> None:
     engine.docker("rmi", "torch:slim")
 
 
-@pytest.mark.xdist_group("demo-image")
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     image = assembled("cuda-numpy")
 
@@ -73,7 +68,6 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
         assert len(digests) == 1
 
 
-@pytest.mark.xdist_group("demo-image")
 def test_a_registry_takes_it_and_containerd_unpacks_zstd(registry: Registry, containerd: Containerd) -> None:
     image = assembled("cuda-numpy")
     name = f"127.0.0.1:{registry.port}/demo:slim"
@@ -87,7 +81,6 @@ def test_a_registry_takes_it_and_containerd_unpacks_zstd(registry: Registry, con
     assert slimgpu_json("analyze", f"docker://{name}")["digest"] == result["digest"]
 
 
-@pytest.mark.xdist_group("demo-image")
 def test_a_plan_replays_to_the_same_image(tmp_path: Path) -> None:
     image = assembled("cuda-numpy")
     plan = tmp_path / "plan.json"
