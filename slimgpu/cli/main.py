@@ -124,7 +124,7 @@ def _defaults(path: Path, name: str, section: dict[Any, Any], ctx: click.Context
 
 def run() -> None:
     """The entry point: run the command line and exit with its code. SIGTERM ends it as tidily as Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
 
 

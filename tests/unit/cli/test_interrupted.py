@@ -51,6 +51,11 @@ def interrupted(build: subprocess.Popen[str], number: int = signal.SIGINT) -> tu
     return build.returncode, error.lstrip("\n")
 
 
+def _heed_interrupts() -> None:
+    """Shells start what they put into the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*_COMMAND, *map(str, arguments)],
@@ -59,6 +64,7 @@ def started(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509 - a test has no threads yet
     )
 
 
