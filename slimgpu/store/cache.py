@@ -97,7 +97,7 @@ class Cache:
             data = _read_checked(path)
             if data is None:
                 data = compute()
-                with atomic_file(path) as file:
+                with atomic_file(path, sync=False) as file:  # the checksum tells what a power loss has torn
                     file.write(_checksum(data) + b"\n" + data)
             return data
 

@@ -14,7 +14,17 @@ from typing import IO, TYPE_CHECKING
 from slimgpu.errors import DestinationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+
+def _new_file_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_MODE = _new_file_mode()
+"""Asked for once, on import: reading the mask sets it, and threads that did so side by side could leave it at 0."""
 
 
 @contextmanager
@@ -23,33 +33,35 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
 
     ``sync`` False leaves out the fsync, for what can be made again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    with _appearing(path.parent, path.name, lambda: path.name, sync=sync) as file:
+        yield file
+
+
+@contextmanager
+def _appearing(folder: Path, prefix: str, name: Callable[[], str], *, sync: bool) -> Iterator[IO[bytes]]:
+    """A file in ``folder`` whose ``name`` is asked for when it is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, text = tempfile.mkstemp(prefix=f".{prefix}.", suffix=".partial", dir=folder)
+    temporary = Path(text)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.chmod(_MODE)
+        temporary.replace(folder / name())
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if sync:
-        sync_directory(path.parent)
+        sync_directory(folder)
 
 
 def remove_partials(path: Path) -> None:
     """Remove what killed processes left of `atomic_file`; nobody else may be writing ``path``."""
     for partial in path.parent.glob(f".{escape(path.name)}.*.partial"):
         partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sync_directory(path: Path) -> None:
@@ -101,27 +113,9 @@ def write_blob(directory: Path, chunks: Iterable[bytes]) -> tuple[str, int, Path
     hasher = hashlib.sha256()
     size = 0
     folder = directory / "sha256"
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".blob.", suffix=".partial", dir=folder)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            for chunk in chunks:
-                hasher.update(chunk)
-                _write_all(file, chunk)
-                size += len(chunk)
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        final = folder / hasher.hexdigest()
-        temporary.replace(final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(folder)
-    return f"sha256:{hasher.hexdigest()}", size, final
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
+    with _appearing(folder, "blob", hasher.hexdigest, sync=True) as file:
+        for chunk in chunks:
+            hasher.update(chunk)
+            file.write(chunk)
+            size += len(chunk)
+    return f"sha256:{hasher.hexdigest()}", size, folder / hasher.hexdigest()
