@@ -202,9 +202,9 @@ def _findings(facts: Facts, claims: dict[str, Claim]) -> Iterable[Finding]:
     for item in claims.values():
         by_finding.setdefault((item.rule.id, item.effect), []).append(item)
     for (_, effect), items in by_finding.items():
-        evidence = [Evidence(c.match.path, facts.size(c.match.path), c.match.evidence) for c in items]
-        reasons = Counter(c.match.evidence.partition(": ")[2] for c in items if c.match.held)
-        held_by = tuple(reason for reason, _ in reasons.most_common(_EVIDENCE) if reason)
+        evidence = [Evidence(c.match.path, facts.size(c.match.path), c.match.reason) for c in items]
+        reasons = Counter(c.match.because for c in items if c.match.held)
+        held_by = tuple(reason for reason, _ in reasons.most_common(_EVIDENCE))
         yield _finding(items[0].rule, effect, evidence, held_by)
 
 

@@ -63,8 +63,7 @@ def _hold(claims: dict[str, Claim], paths: Iterable[str], why: str) -> list[str]
     """Keep ``paths`` after all; gives those that were to go."""
     going = [path for path in dict.fromkeys(paths) if _goes(claims, path)]
     for path in going:
-        match = claims[path].match
-        claims[path] = replace(claims[path], match=replace(match, evidence=f"{match.evidence}: {why}", held=True))
+        claims[path] = replace(claims[path], match=replace(claims[path].match, because=why))
     return going
 
 

@@ -161,7 +161,7 @@ def _held(facts: Facts, claims: Iterable[Claim]) -> Iterable[Held]:
     counts: Counter[tuple[str, str]] = Counter()
     for claim in claims:
         if claim.match.held:
-            key = (claim.rule.id, claim.match.evidence)
+            key = (claim.rule.id, claim.match.reason)
             files[key] += 1
             counts[key] += facts.size(claim.match.path)
     for rule, reason in sorted(files, key=lambda key: (-counts[key], key)):

@@ -40,11 +40,8 @@ def _translations(facts: Facts) -> Iterator[Match]:
         plain = re.split(r"[_.@]", language)[0]
         if path.count("/") <= 3 or plain == "en":  # noqa: PLR2004 - locale.alias and its like
             continue
-        evidence = f"translation to {language}"
-        if plain in wanted:
-            yield Match(path, f"{evidence}, which the image's environment asks for", held=True)
-        else:
-            yield Match(path, evidence)
+        because = "the image's environment asks for it" if plain in wanted else ""
+        yield Match(path, f"translation to {language}", because=because)
 
 
 def _languages(facts: Facts) -> set[str]:

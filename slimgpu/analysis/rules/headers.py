@@ -53,10 +53,9 @@ class _Holder:
 
     def match(self, path: str, evidence: str, *, own: bool) -> Match:
         """``own``: whether distributions that compile need such files of their own."""
-        reason = self._reason(path, own=own)
-        return Match(path, f"{evidence}: {reason}" if reason else evidence, held=bool(reason))
+        return Match(path, evidence, because=self._because(path, own=own))
 
-    def _reason(self, path: str, *, own: bool) -> str:
+    def _because(self, path: str, *, own: bool) -> str:
         jit = self._facts.jit
         owner = self._facts.owners.get(path)
         compilers = jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)

@@ -29,11 +29,21 @@ class Match:
 
     path: str
     evidence: str
-    """Why the rule thinks so; also, for what is held back, why it stays."""
-    held: bool = False
-    """Whether something in the image needs it, so that ``build`` keeps it after all."""
+    """Why the rule thinks so."""
+    because: str = ""
+    """Why it stays although the rule would let it go; '' when nothing holds it."""
     target: str = ""
     """For `Effect.LINK` the path whose content it shares."""
+
+    @property
+    def held(self) -> bool:
+        """Whether something in the image needs it, so that ``build`` keeps it after all."""
+        return bool(self.because)
+
+    @property
+    def reason(self) -> str:
+        """The evidence and, for what is held back, why it stays, for reports."""
+        return f"{self.evidence}: {self.because}" if self.because else self.evidence
 
 
 @dataclass(frozen=True, slots=True)

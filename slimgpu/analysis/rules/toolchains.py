@@ -159,15 +159,14 @@ def _apt(facts: Facts) -> Iterator[Match]:
     tools = apt_tools(facts.packages, facts.jit)
     staying = {path for p in facts.packages if p.name not in tools.removable for path in p.files}
     for package in facts.packages:
-        reason = tools.held.get(package.name)
-        if reason is None and package.name not in tools.removable:
+        reason = tools.held.get(package.name, "")
+        if not reason and package.name not in tools.removable:
             continue
         for path in package.files:
             if facts.files.nodes[path].children is not None or leads_to_library(facts, path):
                 continue
-            if reason is not None or path not in staying:
-                evidence = f"package {package.name}"
-                yield Match(path, f"{evidence}: {reason}" if reason else evidence, held=reason is not None)
+            if reason or path not in staying:
+                yield Match(path, f"package {package.name}", because=reason)
 
 
 def leads_to_library(facts: Facts, path: str) -> bool:
@@ -183,13 +182,12 @@ def _python(facts: Facts) -> Iterator[Match]:
     tools = python_tools(facts.distributions, facts.jit)
     kept = {path for d in facts.distributions if d.name not in tools.removable for path in d.files}
     for distribution in facts.distributions:
-        reason = tools.held.get(distribution.name)
-        if reason is None and distribution.name not in tools.removable:
+        reason = tools.held.get(distribution.name, "")
+        if not reason and distribution.name not in tools.removable:
             continue
         for path in distribution.files:
-            if reason is not None or path not in kept:
-                evidence = f"distribution {distribution.name}"
-                yield Match(path, f"{evidence}: {reason}" if reason else evidence, held=reason is not None)
+            if reason or path not in kept:
+                yield Match(path, f"distribution {distribution.name}", because=reason)
 
 
 RULES: Final = (

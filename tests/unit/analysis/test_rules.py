@@ -27,7 +27,7 @@ def dropped(claims: dict[str, Claim]) -> dict[str, str]:
 
 
 def held(claims: dict[str, Claim]) -> dict[str, str]:
-    return {path: item.match.evidence for path, item in sorted(claims.items()) if item.match.held}
+    return {path: item.match.reason for path, item in sorted(claims.items()) if item.match.held}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_who_compiles_at_run_time_keeps_its_tools(tmp_path: Path, name: str, sta
     assert not stay & set(dropped(claims))
     assert go <= set(dropped(claims))
     for path in stay:
-        assert name in claims[path].match.evidence
+        assert name in claims[path].match.because
     ignored = claims_of(tmp_path, layer, heed_jit=False)
     assert (stay | go) <= set(dropped(ignored))
 
@@ -272,7 +272,7 @@ def test_a_package_that_stays_holds_what_it_depends_on(tmp_path: Path) -> None:
     packages = {**_TOOLS, "dkms": {"usr/bin/dkms": b"d"}, "helper": {"usr/bin/helper": b"h"}}
     claims = claims_of(tmp_path, debian(packages, {**_DEPENDS, "dkms": "Depends: helper, make:any | gmake"}))
     assert "usr/bin/make" not in dropped(claims)
-    assert "the package dkms depends on it" in claims["usr/bin/make"].match.evidence
+    assert "the package dkms depends on it" in claims["usr/bin/make"].match.because
     assert "usr/bin/gcc-12" in dropped(claims)
 
 
