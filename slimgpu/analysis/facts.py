@@ -10,6 +10,7 @@ from slimgpu.analysis.binaries import read_binaries
 from slimgpu.analysis.debian import DebianPackage, read_packages
 from slimgpu.analysis.jit import JitNeeds, jit_needs
 from slimgpu.analysis.python import Distribution, read_distributions
+from slimgpu.analysis.tools import Tools, apt_tools, python_tools
 from slimgpu.elf.read import ElfFacts
 from slimgpu.oci.config import ImageConfig
 from slimgpu.rootfs.filesystem import FileSystem
@@ -46,6 +47,10 @@ class Facts:
     """The owner of each path that has one; the directories of a package are not in it."""
     elf: Mapping[str, ElfFacts]
     jit: JitNeeds
+    apt_tools: Tools
+    """Compilers and build tools among the packages."""
+    python_tools: Tools
+    """The same among the distributions."""
 
     def size(self, path: str) -> int:
         """Bytes of a regular file; 0 for everything else, and for all but the first of its hard links."""
@@ -56,6 +61,7 @@ def gather(files: FileSystem, image: Image, context: Context, *, heed_jit: bool 
     """The facts of an unpacked image; ``heed_jit`` False: as if nothing compiled at run time."""
     packages = read_packages(files)
     distributions = read_distributions(files)
+    jit = jit_needs(distributions, files.nodes) if heed_jit else JitNeeds()
     return Facts(
         files=files,
         config=image.config,
@@ -63,7 +69,9 @@ def gather(files: FileSystem, image: Image, context: Context, *, heed_jit: bool 
         distributions=distributions,
         owners=_owners(files, packages, distributions),
         elf=read_binaries(files, image, context),
-        jit=jit_needs(distributions, files.nodes) if heed_jit else JitNeeds(),
+        jit=jit,
+        apt_tools=apt_tools(packages, jit),
+        python_tools=python_tools(distributions, jit),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slimgpu.analysis.debian import STATUS
-from slimgpu.analysis.rules.toolchains import apt_tools, leads_to_library
+from slimgpu.analysis.tools import leads_to_library
 from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def leaving(facts: Facts, gone: Callable[[str], bool]) -> list[DebianPackage]:
     status = facts.files.nodes.get(STATUS)
     if status is None or status.inode.entry.kind is not Kind.FILE:
         return []
-    removable = apt_tools(facts.packages, facts.jit).removable
+    removable = facts.apt_tools.removable
     staying = {path for package in facts.packages if package.name not in removable for path in package.files}
 
     def lost(path: str) -> bool:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.jit import Need
 from slimgpu.analysis.rules.rule import Effect, Match, Rule
-from slimgpu.analysis.rules.toolchains import apt_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,11 +21,10 @@ _PYTHON: Final = re.compile(r"(.*/)?include/python[0-9.]+[a-z]*/.*")
 
 
 def _headers(facts: Facts) -> Iterator[Match]:
-    held = _Holder(facts)
     for path, node in facts.files.nodes.items():
         name = path.rpartition("/")[2]
         if node.children is None and _is_include(facts, path) and _HEADER.fullmatch(name):
-            yield held.match(path, "header", own=True)
+            yield Match(path, "header", because=_because(facts, path, own=True))
 
 
 def _is_include(facts: Facts, path: str) -> bool:
@@ -38,39 +36,27 @@ def _is_include(facts: Facts, path: str) -> bool:
 
 
 def _archives(facts: Facts) -> Iterator[Match]:
-    held = _Holder(facts)
     for path, node in facts.files.files():
         if path.endswith(".a") and node.inode.entry.magic.startswith(_AR):
-            yield held.match(path, "static archive", own=False)
+            yield Match(path, "static archive", because=_because(facts, path, own=False))
 
 
-class _Holder:
-    """Decides which headers and archives a compiler in the image still needs."""
-
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
-        self._tools = apt_tools(facts.packages, facts.jit)
-
-    def match(self, path: str, evidence: str, *, own: bool) -> Match:
-        """``own``: whether distributions that compile need such files of their own."""
-        return Match(path, evidence, because=self._because(path, own=own))
-
-    def _because(self, path: str, *, own: bool) -> str:
-        jit = self._facts.jit
-        owner = self._facts.owners.get(path)
-        compilers = jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
-        if _CUDA.fullmatch(path) or (owner is not None and owner.name.startswith(("nvidia-", "cuda-"))):
-            # torch's own C++ headers include CUDA's.
-            return jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER) or (compilers if own else "")
-        if _PYTHON.fullmatch(path):
-            return jit.holds(Need.PYTHON_HEADERS)
-        if owner is not None and owner.kind == "apt":
-            # Not a tool package itself, but it holds headers all the same: they stay with the compilers.
-            return self._tools.held.get(owner.name) or compilers
-        if owner is None:
-            return compilers
-        # Which headers of which distributions are compiled at run time no table can tell: all or none.
-        return (compilers or jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER)) if own else ""
+def _because(facts: Facts, path: str, *, own: bool) -> str:
+    """What compiles with it at run time; ``own``: whether distributions that compile need such files of their own."""
+    jit, owner = facts.jit, facts.owners.get(path)
+    compilers = jit.holds(Need.C_COMPILER, Need.CXX_COMPILER)
+    if _CUDA.fullmatch(path) or (owner is not None and owner.name.startswith(("nvidia-", "cuda-"))):
+        # torch's own C++ headers include CUDA's.
+        return jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER) or (compilers if own else "")
+    if _PYTHON.fullmatch(path):
+        return jit.holds(Need.PYTHON_HEADERS)
+    if owner is not None and owner.kind == "apt":
+        # Not a tool package itself, but it holds headers all the same: they stay with the compilers.
+        return facts.apt_tools.held.get(owner.name) or compilers
+    if owner is None:
+        return compilers
+    # Which headers of which distributions are compiled at run time no table can tell: all or none.
+    return (compilers or jit.holds(Need.CUDA_HEADERS, Need.CUDA_COMPILER)) if own else ""
 
 
 RULES: Final = (
