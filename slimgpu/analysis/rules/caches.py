@@ -18,8 +18,9 @@ _ENVIRONMENT: Final = "pyvenv.cfg"
 
 
 def _find(directories: tuple[str, ...], evidence: str, facts: Facts) -> Iterator[Match]:
-    environments = tuple(path.removesuffix(_ENVIRONMENT) for path in facts.files.nodes if path.endswith(_ENVIRONMENT))
-    for path, _ in below(facts, directories):
+    paths = [path for path, _ in below(facts, directories)]
+    environments = tuple(path.removesuffix(_ENVIRONMENT) for path in paths if path.endswith(_ENVIRONMENT))
+    for path in paths:
         if not path.startswith(environments):
             yield Match(path, evidence)
 
