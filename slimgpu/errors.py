@@ -5,12 +5,14 @@
     SlimgpuError                 1  failed
     ├── UsageError               2  a wrong argument, reference or configuration
     ├── RefusedError             3  a gate or a check said no
-    │   └── BrokenClosureError   3  a build that would break what it keeps
+    │   ├── BrokenClosureError   3  a build that would break what it keeps
+    │   └── MissingGpuCodeError  3  kernels without code that a target can run
     ├── RegistryError            4  a registry's answer, or credentials
     ├── MissingComponentError    5  an engine, a GPU or a tool that is not there
     ├── NotFoundError            1  no such image, tag, blob or path
     ├── ImageError               1  an image that breaks its format
-    │   └── DigestError          1  bytes that do not match their digest
+    │   ├── DigestError          1  bytes that do not match their digest
+    │   └── UnusualFileError     1  a file of a shape that is left as it is
     └── DestinationError         1  a destination that cannot be written
 
 A message is one sentence that names the input and the way out. Values of secrets never go into one.
@@ -61,8 +63,16 @@ class DigestError(ImageError):
     """Bytes that do not hash to the digest that names them."""
 
 
+class UnusualFileError(ImageError):
+    """A file of a shape that is not rewritten; the message says what is unusual, for a report that names the file."""
+
+
 class BrokenClosureError(RefusedError):
     """The slim image would lack a library or a file that something kept still needs."""
+
+
+class MissingGpuCodeError(RefusedError):
+    """Only native code is wanted, and kernels have none for a target."""
 
 
 class DestinationError(SlimgpuError):

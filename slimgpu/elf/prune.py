@@ -1,0 +1,130 @@
+"""What stays of each container of GPU code when only some GPUs are wanted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.elf import fatbin
+from slimgpu.elf.choice import Choice, Code, Form, Policy, choose
+from slimgpu.elf.fatbin import Container, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_WINDOW: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes between containers, of unknown use."""
+
+    offset: int
+    size: int
+
+
+Item = Container | Data
+"""What a section is made of, in order."""
+
+
+@dataclass(slots=True)
+class Census:
+    """Bytes of GPU code by what it is for (``sm_90a``, ``compute_80``, ...), headers included."""
+
+    before: Counter[str] = field(default_factory=Counter)
+    after: Counter[str] = field(default_factory=Counter)
+    placeholders: int = 0
+    """Containers of which nothing but an empty entry stays."""
+    missing: list[str] = field(default_factory=list)
+    """Kernels that only PTX could provide for a target, when none may stay."""
+
+    def count(self, container: Container) -> None:
+        """Note what a container holds."""
+        for entry in container.entries:
+            self.before[label(entry.code)] += entry.size
+
+    def keep(self, container: Container) -> None:
+        """Note a container that stays whole."""
+        self.count(container)
+        for entry in container.entries:
+            self.after[label(entry.code)] += entry.size
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What stays of a container: stretches of the original as (offset, length), or bytes of its own."""
+
+    parts: tuple[tuple[int, int] | bytes, ...]
+    size: int
+
+
+def read_items(data: memoryview, start: int, end: int) -> Iterator[Item]:
+    """Containers and what is between them; zeros that pad are left out."""
+    position = start
+    while position < end:
+        if data[position : position + len(fatbin.START)] == fatbin.START:
+            container = fatbin.read_container(data, position, end)
+            yield container
+            position += container.size
+            continue
+        following = _next_container(data, position, end)
+        if any(data[position:following]):
+            yield Data(position, following - position)
+        position = following
+
+
+def _next_container(data: memoryview, start: int, end: int) -> int:
+    """Where the next container starts, at an aligned place; ``end`` if nowhere."""
+    position = start
+    while position < end:
+        window = bytes(data[position : min(end, position + _WINDOW + len(fatbin.START))])
+        found = window.find(fatbin.START)
+        while found >= 0:
+            if (position + found) % fatbin.ALIGNMENT == 0 and position + found > start:
+                return position + found
+            found = window.find(fatbin.START, found + 1)
+        position += _WINDOW
+    return end
+
+
+def label(code: Code) -> str:
+    """What a piece of code is, as nvcc's options name it."""
+    names = {Form.CUBIN: "sm", Form.PTX: "compute", Form.LTO_IR: "lto"}
+    name = names.get(Form(code.form)) if code.form in tuple(Form) else None
+    return f"{name}_{code.sm.number}{code.sm.variant}" if name else "other"
+
+
+def prune(data: memoryview, container: Container, policy: Policy, census: Census) -> Pruned:
+    """What stays of the container."""
+    codes = [entry.code for entry in container.entries]
+    choice = choose(codes, policy)
+    census.count(container)
+    census.missing += _missing(data, container, policy, choice)
+    kept = [entry for number, entry in enumerate(container.entries) if number in choice.kept]
+    for entry in kept:
+        census.after[label(entry.code)] += entry.size
+    parts: list[tuple[int, int] | bytes] = [(entry.offset, entry.size) for entry in kept]
+    if not kept and container.entries:
+        parts = [_left_over(container.entries)]
+        census.placeholders += 1
+    size = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
+    header = fatbin.HEADER.pack(fatbin.MAGIC, 1, fatbin.HEADER.size, size)
+    return Pruned((header, *parts), fatbin.HEADER.size + size)
+
+
+def _left_over(entries: Sequence[Entry]) -> tuple[int, int] | bytes:
+    """Something that no target can run either, so that the container stays valid: as small as can be."""
+    smallest = min(entries, key=lambda entry: (entry.size, entry.offset))
+    cubins = [entry for entry in entries if entry.code.form == Form.CUBIN]
+    if cubins and smallest.size > fatbin.PLACEHOLDER:
+        return fatbin.placeholder(min(cubins, key=lambda entry: entry.offset))
+    return smallest.offset, smallest.size
+
+
+def _missing(data: memoryview, container: Container, policy: Policy, choice: Choice) -> list[str]:
+    if not choice.missing:
+        return []
+    wanted = choose([entry.code for entry in container.entries], Policy(policy.targets)).kept
+    ptx = [container.entries[n] for n in sorted(wanted) if container.entries[n].code.form == Form.PTX]
+    return [name for entry in ptx for name in fatbin.kernels(data, entry)] or ["a kernel without a name"]
