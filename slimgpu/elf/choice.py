@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slimgpu.elf.arch import Sm, Variant
 
@@ -27,6 +27,10 @@ class Form(IntEnum):
     CUBIN = 2
     LTO_IR = 8
     CONCATENATED = 0x100
+
+
+_KNOWN: Final = (Form.PTX, Form.CUBIN, Form.LTO_IR)
+"""What is chosen by its architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Choice:
 
 def choose(codes: Sequence[Code], policy: Policy) -> Choice:
     """What has to stay of one container's ``codes`` so that every target finds what it found before."""
-    kept = {number for number, code in enumerate(codes) if code.form not in (Form.PTX, Form.CUBIN, Form.LTO_IR)}
+    kept = {number for number, code in enumerate(codes) if code.form not in _KNOWN or not code.sm.number}
     missing = set()
     for target in policy.targets:
         cubins = _cubins(codes, target)

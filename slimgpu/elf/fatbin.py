@@ -48,6 +48,9 @@ _CUBIN: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 PLACEHOLDER: Final = _ENTRY.size + _CUBIN.size
 _KERNEL: Final = re.compile(rb"\.entry\s+([\w$]+)", re.ASCII)
 _MAX_TEXT: Final = 256 * 1024 * 1024
+_FREE_TEXT: Final = 1024 * 1024
+_MAX_RATIO: Final = 1000
+"""Of decompressed to compressed bytes beyond `_FREE_TEXT`; PTX shrinks to a tenth."""
 _MAX_ENTRIES: Final = 4096
 """Of one container; the largest seen has 24."""
 
@@ -140,13 +143,14 @@ def payload(data: memoryview, entry: Entry, limit: int) -> bytes:
     """An entry's code, decompressed; `UnusualFileError` when it is damaged or over ``limit`` bytes."""
     start = entry.offset + entry.header
     stored = bytes(data[start : start + (entry.compressed or entry.payload)])
-    if max(entry.unpacked, len(stored)) > limit:
-        raise UnusualFileError(f"GPU code is over {limit} bytes long")
+    if max(entry.unpacked, len(stored)) > min(limit, _FREE_TEXT + len(stored) * _MAX_RATIO):
+        raise UnusualFileError("GPU code is longer than any compiler makes it")
     try:
         if entry.flags & Flag.LZ4:
             return bytes(lz4.block.decompress(stored, uncompressed_size=entry.unpacked))
         if entry.flags & Flag.ZSTD:
-            return zstandard.ZstdDecompressor().decompress(stored, max_output_size=entry.unpacked)
+            with zstandard.ZstdDecompressor().stream_reader(stored) as reader:  # a frame's own size may be a lie
+                return reader.read(entry.unpacked)
     except (lz4.block.LZ4BlockError, zstandard.ZstdError, MemoryError, OverflowError) as error:
         raise UnusualFileError(f"GPU code cannot be decompressed: {error}") from error
     return stored

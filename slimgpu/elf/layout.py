@@ -22,6 +22,7 @@ from slimgpu.elf.tables import (
     Segment,
     SegmentType,
     Tables,
+    is_zero,
 )
 from slimgpu.errors import UnusualFileError
 
@@ -194,7 +195,7 @@ def _check_contents(segments: Iterable[Segment], chunks: Sequence[Chunk]) -> Non
 def _check_nothing_lost(data: memoryview, chunks: Iterable[Chunk], gone: Iterable[Span]) -> None:
     """Programs append archives to themselves; what lies between sections is what patchelf left of a moved one."""
     end = max(end for _, end in (*gone, *((chunk.start, chunk.end) for chunk in chunks)))
-    if any(data[end:]):
+    if not is_zero(data[end:]):
         raise UnusualFileError("something is appended to it that no section describes")
 
 

@@ -1,4 +1,4 @@
-"""Who points into a stretch of a library's memory, as far as the dynamic loader knows.
+"""Who points into stretches of a library's memory, as far as the dynamic loader knows.
 
 Sources: System V ABI, chapter 5, "Dynamic Section" and "Relocation"; the RELR format,
 https://groups.google.com/g/generic-abi/c/bX460iggiKg; processor supplements for the numbers of the relocations.
@@ -7,6 +7,7 @@ https://groups.google.com/g/generic-abi/c/bX460iggiKg; processor supplements for
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from slimgpu.elf.tables import SectionType, SegmentType
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from slimgpu.elf.tables import Tables
 
@@ -25,90 +26,134 @@ _SYMBOL: Final = struct.Struct("<IBBHQQ")
 _TAG: Final = struct.Struct("<QQ")
 _WORD: Final = 8
 _MAX_TAGS: Final = 4096
+_ROWS: Final = 2**16
+"""How many relocations are taken apart at once."""
+_MAX_PACKED: Final = 2**24
+"""Relocations in a RELR table; the largest libraries have 400,000 of all kinds."""
 _DT_NULL, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_REL = 0, 6, 7, 8, 17
 _DT_PLTRELSZ, _DT_JMPREL, _DT_RELRSZ, _DT_RELR = 2, 23, 35, 36
+_NUMBERS: Final = frozenset(
+    {1, 2, 8, 9, 10, 11, 14, 15, 18, 19, 20, 27, 28, 29, 30, 33, 35, 37}
+    | {*range(0x6FFFFD00, 0x6FFFFE00), *range(0x6FFFFFF9, 0x6FFFFFFC), 0x6FFFFFFD, 0x6FFFFFFF}
+)
+"""Tags whose values are sizes, counts and offsets of names; those of all others may be addresses."""
 _ANDROID: Final = range(0x6000000F, 0x60000013)
 """Packed relocations of Android's linker."""
+_TLS: Final = 6
+"""The type of symbols whose values are no addresses."""
+
+Span = tuple[int, int]
+"""Start and end of a stretch of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pointers:
-    """What refers to a stretch of memory."""
+    """What refers to stretches of memory."""
 
     movable: dict[int, list[int]]
     """By the address that is pointed to, where in the file the address is written; 8 bytes each."""
-    fixed: frozenset[int]
-    """Addresses that are referred to in other ways, or at which the loader writes."""
+    fixed: tuple[Span, ...]
+    """Stretches that are referred to in other ways, or into which the loader writes."""
 
 
-def pointers_into(data: memoryview, tables: Tables, start: int, end: int) -> Pointers:
-    """Everything that refers to addresses from ``start`` up to ``end``.
+def pointers_into(data: memoryview, tables: Tables, spans: Collection[Span]) -> Pointers:
+    """Everything that refers to addresses in ``spans``.
 
     Raises `UnusualFileError` when the dynamic section or its tables are not as linkers make them.
     """
-    return _Search(data, tables, start, end).run()
+    return _Search(data, tables, spans).run()
 
 
 class _Search:
-    def __init__(self, data: memoryview, tables: Tables, start: int, end: int) -> None:
+    def __init__(self, data: memoryview, tables: Tables, spans: Collection[Span]) -> None:
         self._data = data
         self._tables = tables
-        self._start = start
-        self._end = end
+        self._loads = tables.loads
+        self._load = self._loads[0]
+        self._spans = sorted(spans)
+        self._ends = [end for _, end in self._spans]
         self._movable: dict[int, list[int]] = {}
-        self._fixed: set[int] = set()
+        self._fixed: list[Span] = []
 
     def run(self) -> Pointers:
         tags = dict(_dynamic(self._data, self._tables))
         if _DT_REL in tags or any(tag in _ANDROID for tag in tags):
             raise UnusualFileError("its relocations have a form that is not read")
-        symbols = self._symbols(tags)
-        self._fix(value for section, value in symbols if section)
-        self._fix(tags.values())
-        values = [value for _, value in symbols]
+        values = self._symbols(tags)
+        for tag, value in tags.items():
+            if tag not in _NUMBERS:
+                self._fix(value)
         self._relocations(tags.get(_DT_RELA, 0), tags.get(_DT_RELASZ, 0), values)
         self._relocations(tags.get(_DT_JMPREL, 0), tags.get(_DT_PLTRELSZ, 0), values)
         for address in self._relr(tags.get(_DT_RELR, 0), tags.get(_DT_RELRSZ, 0)):
             self._relative_in_place(address)
-        return Pointers(self._movable, frozenset(self._fixed))
+        return Pointers(self._movable, tuple(self._fixed))
 
-    def _fix(self, addresses: Iterable[int]) -> None:
-        self._fixed.update(address for address in addresses if self._start <= address < self._end)
+    def _inside(self, start: int, end: int) -> bool:
+        """Whether a stretch has bytes in one of the spans."""
+        number = bisect_right(self._ends, start)
+        return number < len(self._spans) and self._spans[number][0] < end
 
-    def _symbols(self, tags: dict[int, int]) -> list[tuple[int, int]]:
-        """Section number and value of each dynamic symbol."""
+    def _fix(self, start: int, size: int = 1) -> None:
+        if self._inside(start, start + size):
+            self._fixed.append((start, start + size))
+
+    def _symbols(self, tags: dict[int, int]) -> list[int]:
+        """The values of the dynamic symbols; what those that are defined here cover is fixed."""
         address = tags.get(_DT_SYMTAB)
         for section in self._tables.sections:
             if section.type == SectionType.DYNSYM and section.address == address:
-                data = self._table(address, section.size - section.size % _SYMBOL.size)
-                return [(number, value) for _, _, _, number, value, _ in _SYMBOL.iter_unpack(data)]
+                table = self._table(address, section.size - section.size % _SYMBOL.size)
+                symbols = list(_SYMBOL.iter_unpack(table))
+                for _, info, _, number, value, size in symbols:
+                    if number and info & 0xF != _TLS:
+                        self._fix(value, max(1, size))
+                return [symbol[4] for symbol in symbols]
         raise UnusualFileError("its dynamic symbols are not where its sections say")
 
     def _table(self, address: int, size: int) -> memoryview:
-        offset = self._tables.file_offset(address)
-        if offset is None or size > len(self._data) - offset:
-            raise UnusualFileError("a table of its dynamic section leads out of the file")
+        offset = self._offset(address)
+        if offset + size > self._load.end:
+            raise UnusualFileError("a table of its dynamic section leads out of its segment")
         return self._data[offset : offset + size]
 
+    def _offset(self, address: int) -> int:
+        """Where the byte at an address is in the file; what is asked for next is mostly in the same segment."""
+        load = self._load
+        if not load.address <= address < load.address + load.stored:
+            found = next((one for one in self._loads if one.address <= address < one.address + one.stored), None)
+            if found is None:
+                raise UnusualFileError("its dynamic section or a relocation leads out of the file")
+            load = self._load = found
+        return load.offset + address - load.address
+
     def _relocations(self, address: int, size: int, symbols: Sequence[int]) -> None:
-        if not size:
-            return
-        table = self._table(address, size - size % _RELA.size)
-        at = self._tables.file_offset(address)
-        assert at is not None
+        table = self._table(address, size - size % _RELA.size) if size else b""
+        for start in range(0, len(table), _ROWS * _RELA.size):
+            self._rows(address + start, table[start : start + _ROWS * _RELA.size], symbols)
+
+    def _rows(self, address: int, table: bytes | memoryview, symbols: Sequence[int]) -> None:
+        """Go through rows of a table column by column, as there may be hundreds of thousands."""
+        words = struct.unpack(f"<{len(table) // _WORD}Q", table)
+        places, kinds, addends = words[0::3], words[1::3], words[2::3]
         relative = _RELATIVE[self._tables.machine]
-        for position, (place, info, addend) in enumerate(_RELA.iter_unpack(table)):
-            if info == relative:
-                if self._start <= addend < self._end:
-                    self._point(addend, at + position * _RELA.size + 16, place)
-            else:
-                symbol = info >> 32
-                self._fix([addend + (symbols[symbol] if symbol < len(symbols) else 0)])
-            if self._start <= place < self._end:
-                self._fixed.add(place)
+        first, last = self._spans[0][0], self._ends[-1]
+        for place in [place for place in places if first - _WORD < place < last]:
+            self._fix(place, _WORD)
+        for row in [row for row, addend in enumerate(addends) if first <= addend < last]:
+            if kinds[row] == relative:
+                self._point(addends[row], self._offset(address) + row * _RELA.size + 2 * _WORD, places[row])
+        for row in [row for row, kind in enumerate(kinds) if kind != relative]:
+            symbol = kinds[row] >> 32
+            if symbol >= len(symbols):
+                raise UnusualFileError("a relocation names a symbol that there is not")
+            self._fix(addends[row])
+            self._fix((addends[row] + symbols[symbol]) % 2**64)
 
     def _point(self, target: int, written_at: int, place: int) -> None:
         """A pointer whose value is in a relocation; some linkers write it to its place as well."""
+        if not self._inside(target, target + 1):
+            return
         found = self._movable.setdefault(target, [])
         found.append(written_at)
         offset = self._tables.file_offset(place)
@@ -121,21 +166,21 @@ class _Search:
         return int.from_bytes(self._data[offset : offset + _WORD], "little")
 
     def _relative_in_place(self, address: int) -> None:
-        offset = self._tables.file_offset(address)
-        if offset is None:
-            raise UnusualFileError("a relocation leads out of the file")
+        offset = self._offset(address)
         value = self._word(offset)
-        if self._start <= value < self._end:
+        if self._inside(value, value + 1):
             self._movable.setdefault(value, []).append(offset)
-        if self._start <= address < self._end:
-            self._fixed.add(address)
+        self._fix(address, _WORD)
 
     def _relr(self, address: int, size: int) -> Iterator[int]:
         """The addresses that a RELR table names: an even word is an address, an odd one a bitmap of what follows."""
         if not size:
             return
-        position = 0
-        for (word,) in struct.iter_unpack("<Q", self._table(address, size - size % _WORD)):
+        position = count = 0
+        for word in self._table(address, size - size % _WORD).cast("Q"):
+            count += word.bit_count() if word & 1 else 1
+            if count > _MAX_PACKED:
+                raise UnusualFileError("it has more relocations than any library")
             if not word & 1:
                 yield word
                 position = word + _WORD
@@ -146,11 +191,12 @@ class _Search:
 
 def _dynamic(data: memoryview, tables: Tables) -> Iterator[tuple[int, int]]:
     segments = [segment for segment in tables.segments if segment.type == SegmentType.DYNAMIC]
-    if len(segments) != 1:
-        raise UnusualFileError("it has no dynamic section")
+    if len(segments) != 1 or tables.file_offset(segments[0].address) != segments[0].offset:
+        raise UnusualFileError("it has no dynamic section, or one that is not mapped as it says")
     size = min(segments[0].stored, _MAX_TAGS * _TAG.size)
     table = data[segments[0].offset : segments[0].offset + size - size % _TAG.size]
     for tag, value in _TAG.iter_unpack(table):
         if tag == _DT_NULL:
             return
         yield tag, value
+    raise UnusualFileError("its dynamic section has no end")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.elf import fatbin
+from slimgpu.elf.arch import Sm, Variant
 from slimgpu.elf.choice import Choice, Code, Form, Policy, choose
 from slimgpu.elf.fatbin import Container, Entry
+from slimgpu.elf.tables import is_zero
+from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_FORMS: Final[dict[str, int]] = {"sm": Form.CUBIN, "compute": Form.PTX, "lto": Form.LTO_IR}
+_NAMES: Final = {form: name for name, form in _FORMS.items()}
+_LABEL: Final = re.compile(r"(sm|compute|lto)_(\d+)([af]?)")
 _WINDOW: Final = 1024 * 1024
+_MAX_ITEMS: Final = 2**19
+"""Containers with their entries in one section; the largest seen (cuFFT) has 120,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +69,24 @@ class Pruned:
 
 
 def read_items(data: memoryview, start: int, end: int) -> Iterator[Item]:
-    """Containers and what is between them; zeros that pad are left out."""
+    """Containers and what is between them; zeros that pad are left out.
+
+    Raises `UnusualFileError` for a container that is not as it should be, or when there are more than in any library.
+    """
     position = start
+    count = 0
     while position < end:
+        count += 1
+        if count > _MAX_ITEMS:
+            raise UnusualFileError("it has more containers of GPU code than any library")
         if data[position : position + len(fatbin.START)] == fatbin.START:
             container = fatbin.read_container(data, position, end)
             yield container
             position += container.size
+            count += len(container.entries)
             continue
         following = _next_container(data, position, end)
-        if any(data[position:following]):
+        if not is_zero(data[position:following]):
             yield Data(position, following - position)
         position = following
 
@@ -90,9 +107,14 @@ def _next_container(data: memoryview, start: int, end: int) -> int:
 
 def label(code: Code) -> str:
     """What a piece of code is, as nvcc's options name it."""
-    names = {Form.CUBIN: "sm", Form.PTX: "compute", Form.LTO_IR: "lto"}
-    name = names.get(Form(code.form)) if code.form in tuple(Form) else None
+    name = _NAMES.get(code.form)
     return f"{name}_{code.sm.number}{code.sm.variant}" if name else "other"
+
+
+def parse_label(name: str) -> Code | None:
+    """The code that `label` gives this name; None for ``other``."""
+    match = _LABEL.fullmatch(name)
+    return Code(_FORMS[match[1]], Sm(int(match[2]), Variant(match[3]))) if match else None
 
 
 def prune(data: memoryview, container: Container, policy: Policy, census: Census) -> Pruned:

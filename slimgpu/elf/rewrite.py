@@ -27,7 +27,7 @@ _SYMBOL_SECTION: Final = 6
 _RESERVED: Final = 0xFF00
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class _Edit:
     start: int
     end: int
@@ -62,8 +62,10 @@ class Rewriter:
         """Drop sections that are not loaded, with their headers."""
         self._dropped |= set(numbers)
 
-    def finish(self) -> Splice:
-        """The new file; `UnusualFileError` when it cannot be laid out."""
+    def finish(self) -> Splice | None:
+        """The new file, None when nothing was asked for; `UnusualFileError` when it cannot be laid out."""
+        if not self._edits and not self._dropped:
+            return None
         numbers = _new_numbers(self._tables, self._dropped)
         edits = _sorted([*self._edits, *_renumbered_symbols(self._data, self._tables, numbers)])
         free = [(edit.start, edit.end) for edit in edits if edit.source == _FREE]
@@ -75,7 +77,7 @@ class Rewriter:
 def _sorted(edits: Iterable[_Edit]) -> list[_Edit]:
     """Edits by place, free stretches that touch each other joined."""
     found: list[_Edit] = []
-    for edit in sorted(edits):
+    for edit in sorted(edits, key=lambda edit: (edit.start, edit.end)):
         last = found[-1] if found else None
         if last is not None and edit.start < last.end:
             raise UnusualFileError("parts of it that would have to change overlap")
@@ -96,9 +98,10 @@ def _renumbered_symbols(data: memoryview, tables: Tables, numbers: dict[int, int
     """Dynamic symbols name their section by its number."""
     if all(numbers.get(n) == n for n, section in enumerate(tables.sections) if section.allocated):
         return
-    for section in tables.sections:
-        if section.type != SectionType.DYNSYM:
-            continue
+    sections = [section for section in tables.sections if section.type == SectionType.DYNSYM]
+    if len(sections) > 1:
+        raise UnusualFileError("it has several tables of dynamic symbols")
+    for section in sections:
         whole = section.size - section.size % _SYMBOL.size
         symbols = _SYMBOL.iter_unpack(data[section.offset : section.offset + whole])
         for position, (_, _, _, number, _, _) in enumerate(symbols):

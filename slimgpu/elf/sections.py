@@ -6,8 +6,9 @@ known and can be changed; others keep their addresses. The pages that get free l
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.elf import fatbin
@@ -18,7 +19,7 @@ from slimgpu.elf.tables import SectionType
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from slimgpu.elf.choice import Policy
     from slimgpu.elf.rewrite import Rewriter
@@ -54,77 +55,128 @@ class Placed:
         return self.offset == self.item.offset and (self.pruned is None or self.pruned.size == self.item.size)
 
 
-def prune_section(
-    data: memoryview, tables: Tables, section: Section, policy: Policy, census: Census, rewriter: Rewriter
-) -> bool:
-    """Queue what makes the section smaller; gives whether its containers could move.
+def prune_sections(
+    data: memoryview, tables: Tables, policy: Policy, census: Census, rewriter: Rewriter
+) -> tuple[bool, ...]:
+    """Queue what makes these sections smaller; gives of each whether its containers could move.
 
-    Raises `UnusualFileError` when it holds what is no container in places where only containers are known.
+    Raises `UnusualFileError` when one holds what is no container in places where only containers are known.
     """
-    if tables.file_offset(section.address) != section.offset:
-        raise UnusualFileError(f"section {section.name} is not mapped as it says")
-    pointers = _pointers(data, tables, section)
-    shift = section.address - section.offset
-    items = _with_targets(list(read_items(data, section.offset, section.end)), pointers, shift)
-    placed = _place(data, items, pointers, shift, policy, census)
-    _queue(section, placed, rewriter)
-    for one in placed:
-        if one.offset != one.item.offset and pointers is not None:
-            for written_at in pointers.movable[one.item.offset + shift]:
-                rewriter.write(written_at, (one.offset + shift).to_bytes(8, "little"))
-    return pointers is not None
+    sections = sorted(code_sections(tables), key=lambda section: section.offset)
+    for section in sections:
+        if tables.file_offset(section.address) != section.offset:
+            raise UnusualFileError(f"section {section.name} is not mapped as it says")
+    if any(first.end > second.offset for first, second in pairwise(sections)):
+        raise UnusualFileError("sections with GPU code overlap")
+    pointers = _pointers(data, tables, sections) if sections else None
+    for section in sections:
+        _prune_section(_Stretch(data, section, pointers), policy, census, rewriter)
+    return (pointers is not None,) * len(sections)
 
 
-def _pointers(data: memoryview, tables: Tables, section: Section) -> Pointers | None:
+def _pointers(data: memoryview, tables: Tables, sections: Sequence[Section]) -> Pointers | None:
     """None when they are not known; then nothing moves."""
     try:
-        return pointers_into(data, tables, section.address, section.address + section.size)
+        return pointers_into(data, tables, [(s.address, s.address + s.size) for s in sections])
     except UnusualFileError:
         return None
 
 
-def _with_targets(items: list[Item], pointers: Pointers | None, shift: int) -> list[Item]:
-    """The items and, as data, the single bytes outside of them that something points to."""
-    starts = [item.offset for item in items]
-    found = set()
-    for address in () if pointers is None else (*pointers.movable, *pointers.fixed):
-        offset = address - shift
-        number = bisect_right(starts, offset) - 1
-        if number < 0 or offset >= items[number].offset + items[number].size:
-            found.add(offset)
-    return sorted([*items, *(Data(offset, 1) for offset in found)], key=lambda item: item.offset)
+class _Stretch:
+    """One section, with all places as offsets in the file."""
+
+    def __init__(self, data: memoryview, section: Section, pointers: Pointers | None) -> None:
+        self.data = data
+        self.section = section
+        self.shift = section.address - section.offset
+        movable = {} if pointers is None else pointers.movable
+        fixed = () if pointers is None else pointers.fixed
+        self.movable = {
+            target - self.shift: places for target, places in movable.items() if self._has(target - self.shift)
+        }
+        spans = [(start - self.shift, end - self.shift) for start, end in fixed]
+        self.fixed = sorted(
+            (start, min(end, section.end)) for start, end in spans if start < section.end and section.offset < end
+        )
+
+    def _has(self, offset: int) -> bool:
+        return self.section.offset <= offset < self.section.end
 
 
-def _place(
-    data: memoryview, items: Sequence[Item], pointers: Pointers | None, shift: int, policy: Policy, census: Census
-) -> list[Placed]:
-    starts = [item.offset for item in items]
-    known = _numbers_at(starts, shift, () if pointers is None else pointers.movable)
-    fixed = _numbers_at(starts, shift, () if pointers is None else pointers.fixed)
-    # Something looks at the inside: what is there cannot be known to be free.
-    whole = {n for n, inside in (*known, *fixed) if inside}
-    movable = {n for n, inside in known} - {n for n, _ in fixed} - whole
+def _prune_section(stretch: _Stretch, policy: Policy, census: Census, rewriter: Rewriter) -> None:
+    section = stretch.section
+    items = _with_targets(list(read_items(stretch.data, section.offset, section.end)), stretch)
+    placed = _place(items, stretch, policy, census)
+    _queue(section, placed, rewriter)
+    for one in placed:
+        if one.offset != one.item.offset:
+            for written_at in stretch.movable[one.item.offset]:
+                rewriter.write(written_at, (one.offset + stretch.shift).to_bytes(8, "little"))
+
+
+def _with_targets(items: list[Item], stretch: _Stretch) -> list[Item]:
+    """The items and, as data, what is referred to outside of them."""
+    found = []
+    position = stretch.section.offset
+    for start, end in sorted([*stretch.fixed, *((target, target + 1) for target in stretch.movable)]):
+        start, position = max(start, position), max(end, position)  # noqa: PLW2901 - overlapping ones count once
+        found += list(_outside(items, start, end))
+    return sorted([*items, *found], key=lambda item: item.offset)
+
+
+def _outside(items: Sequence[Item], start: int, end: int) -> Iterator[Data]:
+    """What of a stretch is in no item."""
+    number = max(0, bisect_right(items, start, key=lambda item: item.offset) - 1)
+    while start < end:
+        item = items[number] if number < len(items) else Data(end, 0)
+        if start < min(end, item.offset):
+            yield Data(start, min(end, item.offset) - start)
+        start = max(start, item.offset + item.size)
+        number += 1
+
+
+def _place(items: Sequence[Item], stretch: _Stretch, policy: Policy, census: Census) -> list[Placed]:
+    whole, fixed = _kept_as_they_are(items, stretch)
     placed: list[Placed] = []
-    end = items[0].offset if items else 0
+    end = stretch.section.offset
     for number, item in enumerate(items):
-        pruned = prune(data, item, policy, census) if isinstance(item, Container) and number not in whole else None
-        if isinstance(item, Container) and number in whole:
+        if not isinstance(item, Container):
+            placed.append(Placed(item, item.offset, None))
+        elif number in whole:
             census.keep(item)
-        moves = isinstance(item, Container) and number in movable
-        aligned = end + -end % fatbin.ALIGNMENT
-        placed.append(Placed(item, aligned if moves else item.offset, pruned))
+            placed.append(Placed(item, item.offset, None))
+        else:
+            pruned = prune(stretch.data, item, policy, census)
+            moves = item.offset in stretch.movable and number not in fixed
+            placed.append(Placed(item, _moved_up(item, end, stretch) if moves else item.offset, pruned))
         end = placed[-1].end
     return placed
 
 
-def _numbers_at(starts: Sequence[int], shift: int, addresses: Iterable[int]) -> list[tuple[int, bool]]:
-    """Which items the addresses lie in, and whether inside rather than at the start."""
-    found = []
-    for address in addresses:
-        number = bisect_right(starts, address - shift) - 1
-        if number >= 0:
-            found.append((number, starts[number] != address - shift))
-    return found
+def _moved_up(item: Item, end: int, stretch: _Stretch) -> int:
+    """The next place that is aligned as the item is, as far as its section asks for that."""
+    address = item.offset + stretch.shift
+    alignment = min(address & -address, max(stretch.section.alignment, fatbin.ALIGNMENT))
+    return end + -(end + stretch.shift) % alignment
+
+
+def _kept_as_they_are(items: Sequence[Item], stretch: _Stretch) -> tuple[set[int], set[int]]:
+    """The numbers of items that something looks into, and of those that are referred to in ways that cannot change."""
+    starts = [item.offset for item in items]
+    known = set(starts)
+    whole = {bisect_right(starts, target) - 1 for target in stretch.movable if target not in known}
+    fixed = set()
+    reached = 0
+    for start, end in stretch.fixed:
+        first, last = bisect_left(starts, start), bisect_left(starts, end)
+        if first < len(starts) and starts[first] == start:
+            fixed.add(first)
+            first += 1
+        elif first and start < items[first - 1].offset + items[first - 1].size:
+            whole.add(first - 1)
+        whole.update(range(max(first, reached), last))
+        reached = max(reached, last)
+    return whole, fixed
 
 
 def _queue(section: Section, placed: Sequence[Placed], rewriter: Rewriter) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slimgpu.elf import fatbin
 from slimgpu.elf.choice import Policy
 from slimgpu.elf.fatbin import Container
 from slimgpu.elf.prune import Census, prune, read_items
 from slimgpu.elf.rewrite import Rewriter
-from slimgpu.elf.sections import code_sections, prune_section
+from slimgpu.elf.sections import code_sections, prune_sections
 from slimgpu.elf.strip import unneeded
 from slimgpu.elf.tables import read_tables
 from slimgpu.errors import ImageError, UnusualFileError
@@ -31,6 +30,12 @@ class Wanted:
     """None: no GPU code."""
     symbols: bool = True
     """Whether symbol tables and debug information go."""
+
+
+EVERYTHING: Final = Wanted()
+"""What no GPU has to do with."""
+NOTHING: Final = Wanted(symbols=False)
+"""Only tells what GPU code there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +85,12 @@ def _shrink_elf(data: memoryview, wanted: Wanted, census: Census) -> Shrunk:
     rewriter = Rewriter(data, tables)
     dropped = unneeded(tables) if wanted.symbols else set()
     rewriter.drop_sections(dropped)
-    packed: list[bool] = []
+    packed: tuple[bool, ...] = ()
     if wanted.policy is not None:
-        prune_one = partial(prune_section, data, tables, policy=wanted.policy, census=census, rewriter=rewriter)
-        packed += map(prune_one, code_sections(tables))
+        packed = prune_sections(data, tables, wanted.policy, census, rewriter)
+    else:
+        for section in code_sections(tables):
+            _count(data, section.offset, section.end, census)
     symbols = sum(tables.sections[number].end - tables.sections[number].offset for number in dropped)
     method = "" if not packed else "packed" if all(packed) else "in place"
     return _result(data, census, rewriter.finish(), symbols, method)
@@ -92,6 +99,7 @@ def _shrink_elf(data: memoryview, wanted: Wanted, census: Census) -> Shrunk:
 def _shrink_fatbin(data: memoryview, wanted: Wanted, census: Census) -> Shrunk:
     """A file of containers back to back."""
     if wanted.policy is None:
+        _count(data, 0, len(data), census)
         return _result(data, census)
     out = SpliceBuilder()
     for item in read_items(data, 0, len(data)):
@@ -101,6 +109,12 @@ def _shrink_fatbin(data: memoryview, wanted: Wanted, census: Census) -> Shrunk:
         for part in prune(data, item, wanted.policy, census).parts:
             out.add(part)
     return _result(data, census, out.finish(), 0, "packed")
+
+
+def _count(data: memoryview, start: int, end: int, census: Census) -> None:
+    for item in read_items(data, start, end):
+        if isinstance(item, Container):
+            census.keep(item)
 
 
 def _result(
@@ -120,7 +134,7 @@ def _result(
         before=len(data),
         after=splice.size,
         splice=splice,
-        symbols=min(symbols, len(data) - splice.size),
+        symbols=min(symbols, len(data) - splice.size) if method else len(data) - splice.size,
         method=method,
         code_before=before,
         code_after=tuple(sorted(census.after.items())),
@@ -137,11 +151,12 @@ def shrink_file(source: Path, destination: Path, wanted: Wanted) -> Shrunk:
     if not source.is_file() or not source.stat().st_size:
         raise ImageError(f"{source} is no file with content; name a library or a fatbin file")
     with source.open("rb") as file:
+        mode = source.stat().st_mode & 0o7777  # asked for now: the destination may be the source
         data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
     result = shrink(data, wanted)
     splice = result.splice or Splice(((0, len(data)),))
     with atomic_file(destination) as out:
         for piece in splice.content(lambda offset, size: data[offset : offset + size]):
             out.write(piece)
-    destination.chmod(source.stat().st_mode & 0o7777)
+    destination.chmod(mode)
     return result

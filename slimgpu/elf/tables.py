@@ -25,7 +25,13 @@ _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 SEGMENT_SIZE: Final = _SEGMENT.size
 SECTION_SIZE: Final = _SECTION.size
 HEADER_SIZE: Final = _HEADER.size
+_BLOCK: Final = 1024 * 1024
 _MAX_ADDRESS: Final = 2**62
+_MAX_SEGMENTS: Final = 192
+"""The most seen is 17; a file that was cut has up to 64 more."""
+_MAX_NAMES: Final = 16 * 1024 * 1024
+"""Bytes of the names of all sections."""
+_MAX_NAME: Final = 4096
 _RESERVED: Final = 0xFF00
 """From this number on, section numbers mean something else."""
 
@@ -190,6 +196,11 @@ class Tables:
         )
 
 
+def is_zero(data: memoryview) -> bool:
+    """Whether there is nothing but zeros."""
+    return all(not data[start : start + _BLOCK].tobytes().strip(b"\0") for start in range(0, len(data), _BLOCK))
+
+
 def read_tables(data: memoryview) -> Tables:
     """The headers of the file in ``data``.
 
@@ -220,7 +231,10 @@ def read_tables(data: memoryview) -> Tables:
     _require(ident[6] == 1 and version == 1 and header_size == _HEADER.size, "its header is of an unknown version")
     _require(kind in tuple(Type), "it is neither a library nor a program")
     _require(machine in PAGES, f"it is for machine {machine}, neither x86-64 nor AArch64")
-    _require(ph_size == _SEGMENT.size and ph_count > 0, "it has no program headers of the usual size")
+    _require(
+        ph_size == _SEGMENT.size and 0 < ph_count <= _MAX_SEGMENTS,
+        "its program headers are not of the usual size or number",
+    )
     _require(sh_size == _SECTION.size and 0 < sh_count < _RESERVED, "it has no section headers of the usual size")
     segments = tuple(Segment(*values) for values in _table(data, _SEGMENT, phoff, ph_count))
     raw = list(_table(data, _SECTION, shoff, sh_count))
@@ -246,10 +260,10 @@ def _table(data: memoryview, row: struct.Struct, offset: int, count: int) -> Ite
 
 def _sections(data: memoryview, raw: Sequence[tuple[int, ...]], names: int) -> Iterator[Section]:
     offset, size = raw[names][4], raw[names][5]
-    _require(offset + size <= len(data), "the names of its sections lead out of the file")
+    _require(offset + size <= len(data) and size <= _MAX_NAMES, "the names of its sections lead out of the file")
     text = bytes(data[offset : offset + size])
     for name, *rest in raw:
-        end = text.find(b"\0", name)
+        end = text.find(b"\0", name, name + _MAX_NAME)
         _require((name < max(1, size) and end >= 0) or name == 0, "a section's name leads out of the file")
         yield Section(text[name:end].decode("latin-1") if end >= 0 else "", name, *rest)
 
