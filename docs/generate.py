@@ -26,7 +26,12 @@ SCHEMAS: dict[str, type[Any]] = {
     plan.SCHEMA: plan.Plan,
     result.SCHEMA: result.BuildResult,
 }
-_EFFECTS = {"drop": "drops them", "link": "makes them hard links", "keep": "keeps them"}
+_EFFECTS = {
+    "drop": "drops them",
+    "link": "makes them hard links",
+    "keep": "keeps them",
+    "shrink": "makes the files smaller",
+}
 
 
 def schema(name: str, model: type[Any]) -> str:
@@ -80,6 +85,7 @@ def rules() -> str:
     parts += [
         f"| `{plan.DANGLING}` | symlinks whose target goes | drops them | they would lead nowhere. |",
         f"| `{plan.EMPTY_DIRECTORY}` | directories that lose all they held | drops them | nothing is left in them. |",
+        f"| `{plan.RECORDS}` | RECORD files that name what goes or changes | edits them | they stay true. |",
         f"| `{plan.USER_DROP}` | what `--drop` names | drops it | you asked for it. |",
         "",
         "## What compiles at run time",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,11 @@ class _WatchedTask:
         if self._given_up.is_set():
             raise CancelledError
         self._task.advance(amount)
+
+
+def ignore_interrupt() -> None:
+    """For the processes of a pool: Ctrl-C reaches each of them, and it is the pool's owner that ends the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def ordered_map(executor: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:

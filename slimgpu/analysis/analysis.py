@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.claims import Claim, claim
 from slimgpu.analysis.facts import Facts, gather
+from slimgpu.analysis.gpu_code import GpuCodeSummary, summarize_gpu_code
 from slimgpu.analysis.rules import RULES
 from slimgpu.analysis.rules.rule import Effect, Rule
 from slimgpu.analysis.unpack import unpack
+from slimgpu.elf.shrink import EVERYTHING, Wanted
 from slimgpu.oci.digest import digest_bytes
 from slimgpu.rootfs.entry import Kind
 
@@ -115,20 +117,21 @@ class Analysis:
     layers: tuple[LayerSummary, ...]
     groups: tuple[GroupSummary, ...]
     owners: tuple[OwnerSummary, ...]
+    gpu_code: GpuCodeSummary
     findings: tuple[Finding, ...]
 
 
-def analyze(image: Image, context: Context) -> Analysis:
-    """Unpack the image through the cache and analyze it."""
+def analyze(image: Image, context: Context, wanted: Wanted = EVERYTHING) -> Analysis:
+    """Unpack the image through the cache and analyze it; ``wanted`` says what a build would take from files."""
     with unpack(image, context) as files:
-        facts = gather(files, image, context)
+        facts = gather(files, image, context, wanted)
         return summarize(image, facts, claim(facts))
 
 
 def summarize(image: Image, facts: Facts, claims: dict[str, Claim]) -> Analysis:
     """The result for an image whose facts and claims are known."""
     sizes = {path: facts.size(path) for path, _ in facts.files.files()}
-    findings = [*_findings(facts, claims), *_partial_findings(facts), *_hidden(facts)]
+    findings = [*_findings(facts, claims), *_partial_findings(facts, claims), *_hidden(facts)]
     return Analysis(
         schema=SCHEMA,
         image=image.name,
@@ -141,6 +144,7 @@ def summarize(image: Image, facts: Facts, claims: dict[str, Claim]) -> Analysis:
         layers=tuple(_layers(image, facts)),
         groups=tuple(_groups(facts, claims, sizes)),
         owners=tuple(_owners(facts, sizes)),
+        gpu_code=summarize_gpu_code(facts),
         findings=tuple(sorted(findings, key=lambda f: (-f.bytes, f.rule))),
     )
 
@@ -208,10 +212,11 @@ def _findings(facts: Facts, claims: dict[str, Claim]) -> Iterable[Finding]:
         yield _finding(items[0].rule, effect, evidence, held_by)
 
 
-def _partial_findings(facts: Facts) -> Iterable[Finding]:
+def _partial_findings(facts: Facts, claims: dict[str, Claim]) -> Iterable[Finding]:
+    gone = {path for path, claim in claims.items() if claim.effect is not Effect.KEEP}
     for rule in RULES:
         if rule.partial is not None:
-            matches = list(rule.find(facts))
+            matches = [m for m in rule.find(facts) if rule.effect is Effect.KEEP or m.path not in gone]
             evidence = [Evidence(m.path, rule.partial(facts, m.path), m.evidence) for m in matches]
             if evidence:
                 yield _finding(rule, rule.effect, evidence)

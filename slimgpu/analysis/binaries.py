@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import signal
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,7 @@ import zstandard
 
 from slimgpu.elf.read import ElfFacts, is_elf, read_elf
 from slimgpu.errors import ImageError
-from slimgpu.parallel import ordered_map
+from slimgpu.parallel import ignore_interrupt, ordered_map
 from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from slimgpu.rootfs.filesystem import FileSystem
     from slimgpu.store.context import Context
 
-_FORMAT: Final = "elf-1"
+_FORMAT: Final = "elf-2"
 _BATCH: Final = 32
 
 LayerFacts = dict[int, ElfFacts]
@@ -62,16 +61,11 @@ def _read_layer(tar: Path, entries: Sequence[Entry], jobs: int, task: Task) -> b
     # Not fork: this process has threads, whose locks a forked child would inherit as they are.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(jobs, len(batches)), context, _ignore_interrupt) as pool:
+    with ProcessPoolExecutor(min(jobs, len(batches)), context, ignore_interrupt) as pool:
         for pairs in ordered_map(pool, partial(_read_batch, tar), batches, 2 * jobs):
             found += pairs
             task.advance(_BATCH)
     return _dump(found)
-
-
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches every process of the terminal; it is this pool's owner that ends the work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _read_batch(tar: Path, places: Sequence[tuple[int, int]]) -> list[tuple[int, ElfFacts]]:

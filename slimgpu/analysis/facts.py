@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 
 from slimgpu.analysis.binaries import read_binaries
 from slimgpu.analysis.debian import DebianPackage, read_packages
+from slimgpu.analysis.gpu_code import check_targets, codes_in
 from slimgpu.analysis.jit import JitNeeds, jit_needs
 from slimgpu.analysis.python import Distribution, read_distributions
+from slimgpu.analysis.shrinking import ShrunkFile, shrink_files, wanted_of
 from slimgpu.analysis.tools import Tools, apt_tools, python_tools
+from slimgpu.elf.choice import Code
+from slimgpu.elf.cubin import NEEDED, is_container, may_be_code, read_code
 from slimgpu.elf.read import ElfFacts
+from slimgpu.elf.shrink import NOTHING, Wanted
 from slimgpu.oci.config import ImageConfig
 from slimgpu.rootfs.filesystem import FileSystem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from slimgpu.oci.image import Image
+    from slimgpu.rootfs.entry import Entry
     from slimgpu.store.context import Context
 
 
@@ -51,28 +57,62 @@ class Facts:
     """Compilers and build tools among the packages."""
     python_tools: Tools
     """The same among the distributions."""
+    wanted: Wanted
+    """What may go of files."""
+    shrunk: Mapping[str, ShrunkFile]
+    """The form that this gives each file with GPU code, symbols or debug information."""
+    gpu_files: Mapping[str, Code]
+    """Files that are a piece of GPU code by themselves."""
 
     def size(self, path: str) -> int:
         """Bytes of a regular file; 0 for everything else, and for all but the first of its hard links."""
         return self.files.nodes[path].inode.entry.size if self.files.is_first(path) else 0
 
 
-def gather(files: FileSystem, image: Image, context: Context, *, heed_jit: bool = True) -> Facts:
-    """The facts of an unpacked image; ``heed_jit`` False: as if nothing compiled at run time."""
+def gather(
+    files: FileSystem, image: Image, context: Context, wanted: Wanted = NOTHING, *, heed_jit: bool = True
+) -> Facts:
+    """The facts of an unpacked image; ``heed_jit`` False: as if nothing compiled at run time.
+
+    Raises `UsageError` when ``wanted`` names a GPU that can use none of the image's GPU code.
+    """
     packages = read_packages(files)
     distributions = read_distributions(files)
     jit = jit_needs(distributions, files.nodes) if heed_jit else JitNeeds()
+    elf = read_binaries(files, image, context)
+    wishes = {path: wanted_of(facts, wanted) for path, facts in elf.items() if facts.code + facts.debug + facts.symbols}
+    containers = (path for path, node in files.files() if _is_container(node.inode.entry))
+    wishes |= dict.fromkeys(containers, Wanted(wanted.policy, symbols=False))
+    shrunk = shrink_files(files, wishes, context)
+    gpu_files = dict(_gpu_files(files))
+    check_targets(wanted.policy, {*codes_in(shrunk.values()), *gpu_files.values()})
     return Facts(
         files=files,
         config=image.config,
         packages=packages,
         distributions=distributions,
         owners=_owners(files, packages, distributions),
-        elf=read_binaries(files, image, context),
+        elf=elf,
         jit=jit,
         apt_tools=apt_tools(packages, jit),
         python_tools=python_tools(distributions, jit),
+        wanted=wanted,
+        shrunk=shrunk,
+        gpu_files=gpu_files,
     )
+
+
+def _is_container(entry: Entry) -> bool:
+    return entry.extents is None and is_container(entry.magic)
+
+
+def _gpu_files(files: FileSystem) -> Iterator[tuple[str, Code]]:
+    for path, node in files.files():
+        entry = node.inode.entry
+        if entry.extents is None and may_be_code(entry.magic):
+            code = read_code(files.head(node.inode, NEEDED))
+            if code is not None:
+                yield path, code
 
 
 def _owners(

@@ -42,6 +42,8 @@ class Distribution:
     """What its RECORD names and the image has, as paths in the tree."""
     missing: tuple[str, ...]
     """What its RECORD names and the image lacks."""
+    record: str
+    """The path of its RECORD, whether or not it has one."""
 
 
 def read_distributions(files: FileSystem) -> tuple[Distribution, ...]:
@@ -66,6 +68,7 @@ def _distribution(files: FileSystem, metadata: str) -> Distribution:
         requires=tuple(_required(header)),
         files=tuple(path for _, path in recorded if path),
         missing=tuple(name for name, path in recorded if not path),
+        record=f"{info}/RECORD",
     )
 
 

@@ -13,12 +13,15 @@ from slimgpu.analysis.unpack import unpack
 from slimgpu.cli.console import stderr, stdout
 from slimgpu.cli.options import (
     ReferenceType,
+    code_options,
     context_of,
     image_argument,
     jobs_option,
     json_option,
     platform_option,
+    wanted_of,
 )
+from slimgpu.elf.shrink import NOTHING
 from slimgpu.layers.compress import Format
 from slimgpu.report.document import to_json
 from slimgpu.report.tables import plan_tables, result_tables
@@ -28,9 +31,11 @@ from slimgpu.slim.result import result_of
 from slimgpu.store.transport import open_image, open_sink
 
 if TYPE_CHECKING:
+    from slimgpu.elf.arch import Sm
     from slimgpu.oci.image import Image
     from slimgpu.oci.manifest import Platform
     from slimgpu.oci.reference import Reference
+    from slimgpu.rootfs.filesystem import FileSystem
     from slimgpu.slim.result import BuildResult
     from slimgpu.store.context import Context
     from slimgpu.store.transport import Sink
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Compression of the layers; docker-archive and docker-daemon always get plain tars.",
 )
+@code_options
 @click.option(
     "--keep", multiple=True, metavar="PATTERN", help="Keep what matches, as in .gitignore; wins over all else."
 )
@@ -74,6 +80,8 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
     image: Reference,
     destination: Reference | None,
     layer_format: str,
+    gpus: tuple[Sm, ...],
+    symbols: str,
     keep: tuple[str, ...],
     drop: tuple[str, ...],
     jit: str,
@@ -81,6 +89,8 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
     platform: Platform,
     jobs: int | None,
     *,
+    keep_ptx: bool,
+    gpu_native: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -91,10 +101,14 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
     """
     if destination is None and not dry_run:
         raise click.UsageError("name the destination with --to, or ask for the plan with --dry-run")
-    if plan_file is not None and (keep or drop or jit != "keep"):
-        raise click.UsageError("--plan replays a finished plan; --keep, --drop and --jit go into making one")
+    if plan_file is not None and (keep or drop or gpus or jit != "keep" or symbols != "drop"):
+        raise click.UsageError("--plan replays a finished plan; --keep, --drop, --gpu and the like go into making one")
+    wanted = wanted_of(gpus, symbols, keep_ptx=keep_ptx, gpu_native=gpu_native)
     context = context_of(ctx, jobs)
     with open_image(image, platform, context.cache, context.progress) as opened:
+
+        def gathered(files: FileSystem) -> Facts:
+            return gather(files, opened, context, NOTHING if plan_file else wanted, heed_jit=jit == "keep")
 
         def planned(facts: Facts) -> Plan:
             if plan_file is not None:
@@ -103,12 +117,12 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
 
         if destination is None or dry_run:
             with unpack(opened, context) as files:
-                plan = planned(gather(files, opened, context, heed_jit=jit == "keep"))
+                plan = planned(gathered(files))
             check_source(plan, opened)
             _print_plan(plan, as_json=as_json)
             return
         with open_sink(destination, context.cache) as sink, unpack(opened, context) as files:
-            facts = gather(files, opened, context, heed_jit=jit == "keep")
+            facts = gathered(files)
             result = _build(opened, facts, planned(facts), sink, Format(layer_format), context)
     _print_result(result, as_json=as_json, quiet=ctx.obj["quiet"])
 

@@ -16,6 +16,8 @@ from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment, Segment
 
+from slimgpu.elf.sections import NAMES
+from slimgpu.elf.strip import is_debug
 from slimgpu.errors import ImageError
 from slimgpu.rootfs.content import FileBytes
 
@@ -48,6 +50,8 @@ class ElfFacts:
     """Of the debug sections."""
     symbols: int = 0
     """Of the symbol table that only debuggers and linkers read, with its strings."""
+    code: int = 0
+    """Of the sections that hold GPU code for choice by the driver."""
 
 
 def is_elf(magic: bytes) -> bool:
@@ -82,12 +86,14 @@ def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
 def _facts(elf: ELFFile, size: int) -> ElfFacts:
     segments = list(elf.iter_segments())  # once: elftools reads the whole section table for a dynamic segment
     dynamic = _dynamic(segments)
-    debug = symbols = 0
+    debug = symbols = code = 0
     for section in elf.iter_sections():
-        if section.name.startswith((".debug_", ".zdebug_", ".gdb_index")):
+        if is_debug(section.name):
             debug += section["sh_size"]
         elif section.name in (".symtab", ".strtab"):
             symbols += section["sh_size"]
+        elif section.name in NAMES:
+            code += section["sh_size"]
     return ElfFacts(
         bits=elf.elfclass,
         machine=str(elf["e_machine"]),
@@ -98,6 +104,7 @@ def _facts(elf: ELFFile, size: int) -> ElfFacts:
         interpreter=_interpreter(segments),
         debug=min(debug, size),
         symbols=min(symbols, size - min(debug, size)),
+        code=min(code, size),
     )
 
 

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from slimgpu.analysis.analysis import Analysis, Finding
+    from slimgpu.analysis.gpu_code import GpuCodeSummary
     from slimgpu.slim.plan import Held, Plan
     from slimgpu.slim.result import BuildResult, RuleTotal
 
 _SHORT: Final = 12
-_EFFECTS: Final = {"drop": "drops", "link": "links", "keep": "keeps", "edit": "edits"}
+_EFFECTS: Final = {"drop": "drops", "link": "links", "keep": "keeps", "edit": "edits", "shrink": "shrinks"}
 
 
 def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[RenderableType]:
@@ -36,6 +37,8 @@ def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[Renderabl
     yield _groups(analysis, limit)
     if show_all:
         yield _owners(analysis)
+    if analysis.gpu_code.bytes:
+        yield from _gpu_code(analysis.gpu_code, limit)
     yield _findings(analysis.findings, limit)
     if not show_all and _hides_something(analysis):
         yield Text("--all shows every layer, package and finding; --json has the evidence.", style="dim")
@@ -102,6 +105,23 @@ def _owners(analysis: Analysis) -> Table:
     for owner in analysis.owners:
         table.add_row(format_size(owner.bytes), str(owner.files), owner.kind, _text(f"{owner.name} {owner.version}"))
     return table
+
+
+def _gpu_code(code: GpuCodeSummary, limit: int | None) -> Iterator[Table]:
+    """Bytes by architecture and, when GPUs are named, by library."""
+    stays = f"stays for {', '.join(code.targets)}>" if code.targets else ""
+    table = _table("GPU code", "bytes>", *([stays] if stays else []), "for")
+    for row in code.architectures[:limit]:
+        table.add_row(format_size(row.bytes), *([format_size(row.kept)] if stays else []), _text(row.name))
+    yield table
+    if stays:
+        table = _table("Libraries with GPU code", "bytes>", "stays>", "how", "file")
+        for library in code.libraries[:limit]:
+            how = "left alone" if library.untouched else library.method or "nothing to drop"
+            name = library.path.rpartition("site-packages/")[2]
+            what = f"{name}: {library.untouched}" if library.untouched else name
+            table.add_row(format_size(library.bytes), format_size(library.kept), how, _text(what))
+        yield table
 
 
 def _findings(findings: Sequence[Finding], limit: int | None) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-from slimgpu.errors import NotFoundError
+from slimgpu.errors import ImageError, NotFoundError
 from slimgpu.rootfs.content import FileBytes
 from slimgpu.rootfs.entry import Kind
 
@@ -49,7 +49,10 @@ class FileSystem:
 
     def content(self, inode: Inode) -> Iterator[bytes]:
         """The bytes of a regular file, in pieces."""
-        return self._tars[inode.layer].content(inode.entry)
+        data, entry = self._tars[inode.layer], inode.entry
+        if inode.splice is None:
+            return data.content(entry)
+        return map(bytes, inode.splice.content(lambda offset, size: data.read(entry.offset + offset, size)))
 
     def read(self, path: str, limit: int) -> bytes:
         """The file that ``path`` leads to; `NotFoundError` if none, `ImageError` if over ``limit`` bytes."""
@@ -57,4 +60,10 @@ class FileSystem:
         node = None if resolved is None else self.nodes.get(resolved)
         if node is None or node.inode.entry.kind is not Kind.FILE:
             raise NotFoundError(f"{path} is not a file in the image")
-        return self._tars[node.inode.layer].whole(node.inode.entry, limit)
+        if node.inode.entry.size > limit:
+            raise ImageError(f"{path} is {node.inode.entry.size} bytes long, more than the {limit} it may have")
+        return b"".join(self.content(node.inode))
+
+    def head(self, inode: Inode, size: int) -> bytes:
+        """The first bytes of a regular file that is not sparse."""
+        return self._tars[inode.layer].read(inode.entry.offset, min(size, inode.entry.size))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from slimgpu.errors import ImageError
 from slimgpu.rootfs.entry import Entry, Kind
+from slimgpu.rootfs.splice import Splice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +36,8 @@ class Inode:
     layer: int
     """Which layer holds the content."""
     links: int = 0
+    splice: Splice | None = None
+    """How the content is made from what the layer holds, where the two differ; the entry's size and digest are new."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,38 +1,41 @@
-"""Applying a plan: a new file system over the same content, nothing written but what is edited."""
+"""Applying a plan: a new file system over the same content; nothing is written."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.debian import STATUS, parse_stanza, split_stanzas
+from slimgpu.analysis.shrinking import ShrunkFile, shrink_files
+from slimgpu.elf.shrink import Wanted
 from slimgpu.errors import UsageError
 from slimgpu.oci.digest import digest_bytes
 from slimgpu.rootfs.entry import MAGIC, Kind
 from slimgpu.rootfs.filesystem import FileSystem
+from slimgpu.rootfs.splice import literal
 from slimgpu.rootfs.tree import Inode, Node, Tree
 from slimgpu.slim.plan import Action, Do, Plan
+from slimgpu.slim.records import RECORD, edited_record
+from slimgpu.slim.shrinks import CODE, SYMBOLS
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
-_MAX_STATUS = 64 * 1024 * 1024
+    from slimgpu.rootfs.entry import Entry
+    from slimgpu.rootfs.splice import Splice
+    from slimgpu.store.context import Context
+
+_MAX_STATUS: Final = 64 * 1024 * 1024
 
 
-def apply(plan: Plan, files: FileSystem, scratch: Path) -> FileSystem:
-    """The file system as the plan leaves it.
+def apply(plan: Plan, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -> FileSystem:
+    """The file system as the plan leaves it; ``shrunk`` has the new form of what it shrinks.
 
-    Content stays where it is; what the plan edits is written to the new file ``scratch``, which stands behind
-    the layers. Raises `UsageError` when the plan names paths that the image lacks.
+    Content stays where it is; what changes is described by how it comes from what was there. Raises `UsageError` when
+    the plan names paths that the image lacks.
     """
-    actions = {action.path: action for action in plan.actions}
-    named = [*actions, *(action.target for action in plan.actions if action.do is Do.LINK)]
-    missing = next((path for path in named if path not in files.nodes), None)
-    if missing is not None:
-        raise UsageError(f"the plan names {missing!r}, which {plan.image} lacks; make a plan for this image")
-    wrong = next((action for action in plan.actions if not _fits(action, files)), None)
-    if wrong is not None:
-        raise UsageError(f"the plan wants to {wrong.do} {wrong.path!r}, which cannot be; make a plan for this image")
+    _check(plan, files, shrunk)
+    actions = {action.path: action for action in plan.actions if action.do in (Do.DROP, Do.LINK)}
     copier = _Copier()
     tree = Tree(Node(copier.inode(files.tree.root.inode), files.tree.root.layer, {}))
     parents = {"": tree.root}
@@ -47,14 +50,42 @@ def apply(plan: Plan, files: FileSystem, scratch: Path) -> FileSystem:
         parent.children[path.rpartition("/")[2]] = copy
         if copy.children is not None:
             parents[path] = copy
-    edited = _edit_status(plan, files) if STATUS in actions else b""
-    scratch.write_bytes(edited)
-    if edited:
-        _put_edited(tree, edited, len(files.tars))
-    return FileSystem(tree, [*files.tars, scratch], [*files.layers, []])
+    for path, file in shrunk.items():
+        assert file.result.splice is not None
+        _replace(copier.inode_of(files.nodes[path].inode), file.result.splice, file.digest)
+    for action in plan.actions:
+        if action.do is Do.EDIT:
+            data = _edited(action.path, plan, files, tree)
+            _replace(copier.inode_of(files.nodes[action.path].inode), literal(data), digest_bytes(data), data[:MAGIC])
+    return FileSystem(tree, files.tars, files.layers)
 
 
-def _fits(action: Action, files: FileSystem) -> bool:
+def shrunk_files(plan: Plan, files: FileSystem, context: Context) -> dict[str, ShrunkFile]:
+    """The new form of each path that the plan shrinks, as far as the image has it."""
+    rules: dict[str, set[str]] = {}
+    for action in plan.actions:
+        node = files.nodes.get(action.path)
+        if action.do is Do.SHRINK and node is not None and node.inode.entry.digest and node.inode.entry.extents is None:
+            rules.setdefault(action.path, set()).add(action.rule)
+    policy = plan.gpu_code.policy
+    wishes = {
+        path: Wanted(policy if CODE in names else None, symbols=SYMBOLS in names) for path, names in rules.items()
+    }
+    return {path: file for path, file in shrink_files(files, wishes, context).items() if file.result.splice is not None}
+
+
+def _check(plan: Plan, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -> None:
+    named = [action.path for action in plan.actions]
+    named += [action.target for action in plan.actions if action.do is Do.LINK]
+    missing = next((path for path in named if path not in files.nodes), None)
+    if missing is not None:
+        raise UsageError(f"the plan names {missing!r}, which {plan.image} lacks; make a plan for this image")
+    wrong = next((action for action in plan.actions if not _fits(action, files, shrunk)), None)
+    if wrong is not None:
+        raise UsageError(f"the plan wants to {wrong.do} {wrong.path!r}, which cannot be; make a plan for this image")
+
+
+def _fits(action: Action, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -> bool:
     """Whether the paths are of a kind that can be changed so."""
 
     def is_file(path: str) -> bool:
@@ -62,7 +93,9 @@ def _fits(action: Action, files: FileSystem) -> bool:
 
     if action.do is Do.LINK:
         return is_file(action.path) and is_file(action.target)
-    return action.do is Do.DROP or (action.path == STATUS and is_file(action.path))
+    if action.do is Do.SHRINK:
+        return action.path in shrunk
+    return action.do is Do.DROP or (action.path.endswith((STATUS, RECORD)) and is_file(action.path))
 
 
 class _Copier:
@@ -76,8 +109,29 @@ class _Copier:
         copy.links += 1
         return copy
 
+    def inode_of(self, inode: Inode) -> Inode:
+        """The copy, without one more link to it."""
+        return self._copies.setdefault(id(inode), Inode(inode.entry, inode.layer))
 
-def _edit_status(plan: Plan, files: FileSystem) -> bytes:
+
+def _replace(inode: Inode, splice: Splice, digest: str, magic: bytes | None = None) -> None:
+    entry = inode.entry
+    inode.entry = replace(entry, size=splice.size, digest=digest, magic=entry.magic if magic is None else magic)
+    inode.splice = splice
+
+
+def _edited(path: str, plan: Plan, files: FileSystem, tree: Tree) -> bytes:
+    if path == STATUS:
+        return _edited_status(plan, files)
+
+    def now(name: str) -> Entry | None:
+        node = tree.find(name)
+        return None if node is None else node.inode.entry
+
+    return edited_record(files, path, now)
+
+
+def _edited_status(plan: Plan, files: FileSystem) -> bytes:
     """Dpkg's database without the packages that leave."""
     text = files.read(STATUS, _MAX_STATUS).decode(errors="surrogateescape")
     removed = set(plan.removed_packages)
@@ -88,12 +142,3 @@ def _edit_status(plan: Plan, files: FileSystem) -> bytes:
 def _name(stanza: str) -> str:
     fields = parse_stanza(stanza)
     return f"{fields.get('Package')}:{fields.get('Architecture')}"
-
-
-def _put_edited(tree: Tree, data: bytes, layer: int) -> None:
-    node = tree.find(STATUS)
-    assert node is not None
-    entry = node.inode.entry
-    node.inode = Inode(
-        replace(entry, size=len(data), offset=0, extents=None, digest=digest_bytes(data), magic=data[:MAGIC]), layer, 1
-    )

@@ -14,7 +14,7 @@ from slimgpu.oci.digest import digest_bytes
 from slimgpu.oci.image import Image
 from slimgpu.oci.mutate import compose
 from slimgpu.rootfs.tree import Tree, merge
-from slimgpu.slim.apply import apply
+from slimgpu.slim.apply import apply, shrunk_files
 from slimgpu.slim.check import check
 
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ def build(image: Image, facts: Facts, plan: Plan, layer_format: Format, blobs: P
     Raises `BrokenClosureError` before anything is written when the result would lack what it needs.
     """
     check_source(plan, image)
-    with (
-        context.cache.temporary_directory("edit") as scratch,
-        apply(plan, facts.files, scratch / "edited") as slim,
-    ):
+    with apply(plan, facts.files, shrunk_files(plan, facts.files, context)) as slim:
         check(facts, plan, slim)
         plans = group_layers(slim, facts.owners)
         layers = write_layers(slim, plans, layer_format, blobs, context)

@@ -20,9 +20,11 @@ from slimgpu.oci.digest import digest_bytes
 from slimgpu.rootfs.patterns import Patterns
 from slimgpu.slim.drops import following
 from slimgpu.slim.packages import leaving
+from slimgpu.slim.records import stale_records
+from slimgpu.slim.shrinks import GpuCode, Shrink, check_native, gpu_code_of, shrinks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from slimgpu.analysis.claims import Claim, Claims
     from slimgpu.analysis.facts import Facts
@@ -32,6 +34,7 @@ SCHEMA: Final = "slimgpu.plan.v1"
 USER_DROP: Final = "user.drop"
 EMPTY_DIRECTORY: Final = "slim.empty-directory"
 DANGLING: Final = "slim.dangling-link"
+RECORDS: Final = "slim.records"
 _TOOLS: Final = "toolchain.apt"
 
 
@@ -41,6 +44,7 @@ class Do(StrEnum):
     DROP = "drop"
     LINK = "link"
     EDIT = "edit"
+    SHRINK = "shrink"
 
 
 def _as_path(value: object) -> str:
@@ -89,6 +93,7 @@ class Plan:
     held: tuple[Held, ...]
     removed_packages: tuple[str, ...]
     """Packages that leave dpkg's database because all their files leave, as name:architecture."""
+    gpu_code: GpuCode
 
     def dump(self) -> bytes:
         """The plan as JSON, always the same bytes for the same value."""
@@ -134,13 +139,17 @@ def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Pla
     drops.settle_links()
     removed = _remove_packages(facts, drops, keep)
     drops.follow(keep)
+    shrunk = [_shrink_action(one) for one in shrinks(facts, keep) if one.path not in drops.actions]
+    check_native(facts, drops.actions)
+    _edit_records(facts, drops, {action.path for action in shrunk}, keep)
     return Plan(
         schema=SCHEMA,
         image=image.name,
         source=digest_bytes(image.raw_manifest),
-        actions=tuple(sorted(drops.actions.values(), key=lambda action: action.path)),
+        actions=tuple(sorted((*drops.actions.values(), *shrunk), key=lambda action: (action.path, action.rule))),
         held=tuple(_held(facts, claims.values())),
         removed_packages=removed,
+        gpu_code=gpu_code_of(facts.wanted.policy),
     )
 
 
@@ -148,6 +157,18 @@ def _action(facts: Facts, claim: Claim) -> Action:
     do = Do.LINK if claim.effect is Effect.LINK else Do.DROP
     match = claim.match
     return Action(match.path, do, claim.rule.id, match.evidence, facts.size(match.path), match.target)
+
+
+def _shrink_action(one: Shrink) -> Action:
+    return Action(one.path, Do.SHRINK, one.rule, one.reason, one.bytes)
+
+
+def _edit_records(facts: Facts, drops: _Drops, shrunk: Collection[str], keep: Patterns) -> None:
+    """Let the records of distributions tell the truth about files that go or change."""
+    changes = list(stale_records(facts, lambda path: path in shrunk or drops.gone(path)))
+    for record, count in changes:
+        if not keep.match(record):
+            drops.add(Action(record, Do.EDIT, RECORDS, f"{count} of the files that it names go or change", 0))
 
 
 def _add_wishes(facts: Facts, drops: _Drops, drop: Patterns, keep: Patterns) -> None:

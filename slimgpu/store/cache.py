@@ -90,16 +90,27 @@ class Cache:
 
     def derived(self, kind: str, digest: str, compute: Callable[[], bytes]) -> bytes:
         """``compute()``'s result, kept under ``kind`` (which names its version) and ``digest``."""
-        path = self.root / "derived" / kind / _hex(digest)
+        path = self._derived(kind, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
             remove_partials(path)
-            data = _read_checked(path)
+            data = self.recall(kind, digest)
             if data is None:
                 data = compute()
-                with atomic_file(path, sync=False) as file:  # the checksum tells what a power loss has torn
-                    file.write(_checksum(data) + b"\n" + data)
+                self.keep(kind, digest, data)
             return data
+
+    def recall(self, kind: str, digest: str) -> bytes | None:
+        """What was kept; None when nothing was, or when it is damaged."""
+        return _read_checked(self._derived(kind, digest))
+
+    def keep(self, kind: str, digest: str, data: bytes) -> None:
+        """Keep what follows from ``digest`` alone; processes that keep the same at once do no harm."""
+        with atomic_file(self._derived(kind, digest), sync=False) as file:
+            file.write(_checksum(data) + b"\n" + data)  # tells what a power loss has torn
+
+    def _derived(self, kind: str, digest: str) -> Path:
+        return self.root / "derived" / kind / _hex(digest)
 
 
 def _hex(digest: str) -> str:

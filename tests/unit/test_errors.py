@@ -18,6 +18,8 @@ _CODES = {
     "DigestError": 1,
     "BrokenClosureError": 3,
     "DestinationError": 1,
+    "UnusualFileError": 1,
+    "MissingGpuCodeError": 3,
 }
 _CLASSES = dict(inspect.getmembers(errors, inspect.isclass))
 

@@ -31,6 +31,7 @@ _LEVELS = {
 }
 _RESULTS = {
     "slimgpu.analysis.analysis",
+    "slimgpu.analysis.gpu_code",
     "slimgpu.slim.plan",
     "slimgpu.slim.result",
 }

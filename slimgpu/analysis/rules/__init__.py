@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.analysis.rules import bytecode, caches, debug, documentation, duplicates, headers, toolchains, weights
+from slimgpu.analysis.rules import bytecode, caches, debug, documentation, duplicates, gpu, headers, toolchains, weights
 
 if TYPE_CHECKING:
     from slimgpu.analysis.rules.rule import Rule
@@ -15,6 +15,7 @@ RULES: Final[tuple[Rule, ...]] = (
     *toolchains.RULES,
     *headers.RULES,
     *debug.RULES,
+    *gpu.RULES,
     *duplicates.RULES,
     *weights.RULES,
     *bytecode.RULES,

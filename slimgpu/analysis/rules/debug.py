@@ -20,13 +20,14 @@ def _files(facts: Facts) -> Iterator[Match]:
 
 
 def _sections(facts: Facts) -> Iterator[Match]:
-    for path, elf in facts.elf.items():
-        if elf.debug + elf.symbols:
+    for path, shrunk in facts.shrunk.items():
+        if shrunk.result.symbols:
+            elf = facts.elf[path]
             yield Match(path, f"{elf.debug} bytes of debug sections, {elf.symbols} of symbol tables")
 
 
 def _section_bytes(facts: Facts, path: str) -> int:
-    return (facts.elf[path].debug + facts.elf[path].symbols) if facts.size(path) else 0
+    return facts.shrunk[path].result.symbols if facts.size(path) else 0
 
 
 RULES: Final = (
@@ -42,8 +43,8 @@ RULES: Final = (
         "debug.sections",
         "debug information",
         "debug sections and symbol tables inside libraries",
-        "only debuggers and linkers read them; this version of slimgpu reports them and leaves them.",
-        Effect.KEEP,
+        "only debuggers and linkers read them; the loader's symbols, the build id and the unwinding tables stay.",
+        Effect.SHRINK,
         _sections,
         _section_bytes,
     ),

@@ -20,6 +20,7 @@ class Effect(StrEnum):
 
     DROP = "drop"
     LINK = "link"
+    SHRINK = "shrink"
     KEEP = "keep"
 
 

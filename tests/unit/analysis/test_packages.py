@@ -109,6 +109,7 @@ def test_a_distribution(tmp_path: Path) -> None:
             f"{SITE}/quoted,name.py",
         ),
         missing=("pkg/gone.py",),
+        record=f"{info}/RECORD",
     )
 
 
@@ -173,8 +174,8 @@ def test_the_table_of_compilers() -> None:
 
 
 def test_needs_name_who_needs_them() -> None:
-    triton = Distribution("triton", "3.0", SITE, (), (), ())
-    needs = jit_needs([triton, Distribution("numpy", "2", SITE, (), (), ())], [])
+    triton = Distribution("triton", "3.0", SITE, (), (), (), "")
+    needs = jit_needs([triton, Distribution("numpy", "2", SITE, (), (), (), "")], [])
     assert needs.holds(Need.C_COMPILER).startswith("triton ")
     assert needs.holds(Need.CUDA_COMPILER) == ""
     assert needs.holds(Need.CUDA_COMPILER, Need.PYTHON_HEADERS).startswith("triton ")

@@ -18,6 +18,7 @@ from slimgpu.report.tables import analysis_tables, plan_tables, result_tables
 from slimgpu.slim.build import build
 from slimgpu.slim.plan import Action, Do, Held, Plan, Wishes, make_plan
 from slimgpu.slim.result import BuildResult, result_of
+from slimgpu.slim.shrinks import GpuCode
 from tests.support.trees import Hardlink, Symlink, debian, distribution, facts_of
 
 if TYPE_CHECKING:
@@ -127,7 +128,13 @@ def test_long_results_are_cut_and_say_so(results: tuple[Analysis, Plan, BuildRes
 
 def test_a_plan_of_someones_own_is_no_markup() -> None:
     plan = Plan(
-        "slimgpu.plan.v1", "[/]", "s", (Action("p", Do.DROP, "[/x]", "w", 1),), (Held("[/y]", "[/z]", 1, 1),), ()
+        "slimgpu.plan.v1",
+        "[/]",
+        "s",
+        (Action("p", Do.DROP, "[/x]", "w", 1),),
+        (Held("[/y]", "[/z]", 1, 1),),
+        (),
+        GpuCode(),
     )
     text = drawn(plan_tables(plan))
     assert "[/x]" in text

@@ -266,7 +266,7 @@ def test_long_lists_of_what_is_broken_are_cut(tmp_path: Path, elf_root: Path) ->
 def replayed(tmp_path: Path, *actions: Action, layer: Layer | None = None) -> None:
     with facts_of(tmp_path, layer or _LAYERS[0]) as (image, facts, _):
         plan = replace(make_plan(image, facts, {}, Wishes()), actions=actions)
-        with apply(plan, facts.files, tmp_path / "scratch") as slim:
+        with apply(plan, facts.files, {}) as slim:
             check(facts, plan, slim)
 
 
@@ -358,7 +358,7 @@ def test_any_image_loses_what_the_plan_says_and_nothing_else(
 def test_no_link_is_left_dangling(tmp_path: Path, layers: list[dict[str, What]]) -> None:
     with facts_of(tmp_path, *layers) as (image, facts, _):
         plan = make_plan(image, facts, claim(facts), Wishes())
-        with apply(plan, facts.files, tmp_path / "scratch") as slim:
+        with apply(plan, facts.files, {}) as slim:
             for path, node in slim.nodes.items():
                 if node.inode.entry.kind is Kind.SYMLINK and facts.files.tree.resolve(path) is not None:
                     assert slim.tree.resolve(path) is not None, path

@@ -13,6 +13,7 @@ from slimgpu.errors import UsageError
 from slimgpu.slim.build import check_source
 from slimgpu.slim.plan import Action, Do, Held, Plan, Wishes, load_plan, make_plan
 from slimgpu.slim.result import rule_totals
+from slimgpu.slim.shrinks import GpuCode
 from tests.support.trees import Symlink, debian, facts_of
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ _json = st.recursive(
 
 @given(st.sampled_from(["schema", "image", "source", "actions", "held", "removed_packages"]), _json)
 def test_a_plan_with_one_wrong_field(field: str, value: Any) -> None:
-    good = Plan("slimgpu.plan.v1", "i", "s", (Action("p", Do.DROP, "r", "why", 1),), (), ())
+    good = Plan("slimgpu.plan.v1", "i", "s", (Action("p", Do.DROP, "r", "why", 1),), (), (), GpuCode(("sm_90",)))
     document = {**json.loads(good.dump()), field: value}
     try:
         load_plan(json.dumps(document).encode(), "it")
@@ -222,7 +223,7 @@ def test_a_plan_with_one_wrong_field(field: str, value: Any) -> None:
 
 
 def test_a_plan_of_another_version() -> None:
-    plan = Plan("slimgpu.plan.v2", "i", "s", (), (), ())
+    plan = Plan("slimgpu.plan.v2", "i", "s", (), (), (), GpuCode())
     with pytest.raises(
         UsageError, match=r"it has the schema 'slimgpu\.plan\.v2', this slimgpu reads slimgpu\.plan\.v1"
     ):

@@ -1,0 +1,64 @@
+"""What distributions record of their files (RECORD), brought in line with what a build leaves.
+
+Source: https://packaging.python.org/en/latest/specifications/recording-installed-packages/#the-record-file
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import posixpath
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from slimgpu.analysis.facts import Facts
+    from slimgpu.rootfs.entry import Entry
+    from slimgpu.rootfs.filesystem import FileSystem
+
+RECORD: Final = ".dist-info/RECORD"
+_MAX_RECORD: Final = 256 * 1024 * 1024
+_FIELDS: Final = 3
+
+
+def stale_records(facts: Facts, changes: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
+    """The RECORD of each distribution that stays, with how many of the files that it names change or go."""
+    for distribution in facts.distributions:
+        count = sum(map(changes, distribution.files))
+        if distribution.record in facts.files.nodes and count and not changes(distribution.record):
+            yield distribution.record, count
+
+
+def edited_record(files: FileSystem, record: str, now: Callable[[str], Entry | None]) -> bytes:
+    """The RECORD at ``record`` without what is gone, and with hash and size of what is another file now.
+
+    ``now`` gives the entry of a path in the slim image. Lines of files that are the same stay to the byte.
+    """
+    location = posixpath.dirname(posixpath.dirname(record))
+    text = files.read(record, _MAX_RECORD).decode(errors="surrogateescape")
+    lines = (_line(line, location, files, now) for line in text.splitlines(keepends=True))
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def _line(line: str, location: str, files: FileSystem, now: Callable[[str], Entry | None]) -> str:
+    try:
+        row = next(csv.reader([line]), [])
+    except csv.Error:
+        return line
+    path = files.tree.resolve(posixpath.join("/", location, row[0]), follow_last=False) if len(row) == _FIELDS else None
+    if path is None:
+        return line
+    entry = now(path)
+    if entry is None:
+        return ""
+    before = files.nodes[path].inode.entry
+    if not row[1] or entry.digest == before.digest:
+        return line
+    ending = line[len(line.rstrip("\r\n")) :]
+    name = line.rstrip("\r\n").removesuffix(f",{row[1]},{row[2]}")
+    return f"{name},sha256={_encoded(entry.digest)},{entry.size}{ending}"
+
+
+def _encoded(digest: str) -> str:
+    return base64.urlsafe_b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).rstrip(b"=").decode()
