@@ -11,6 +11,7 @@ from slimgpu.analysis.debian import DebianPackage, read_packages
 from slimgpu.analysis.gpu_code import check_targets, codes_in
 from slimgpu.analysis.jit import JitNeeds, jit_needs
 from slimgpu.analysis.python import Distribution, read_distributions
+from slimgpu.analysis.seals import seal_of
 from slimgpu.analysis.shrinking import ShrunkFile, shrink_files, wanted_of
 from slimgpu.analysis.tools import Tools, apt_tools, python_tools
 from slimgpu.elf.choice import Code
@@ -80,10 +81,7 @@ def gather(
     distributions = read_distributions(files)
     jit = jit_needs(distributions, files.nodes) if heed_jit else JitNeeds()
     elf = read_binaries(files, image, context)
-    wishes = {path: wanted_of(facts, wanted) for path, facts in elf.items() if facts.code + facts.debug + facts.symbols}
-    containers = (path for path, node in files.files() if _is_container(node.inode.entry))
-    wishes |= dict.fromkeys(containers, Wanted(wanted.policy, symbols=False))
-    shrunk = shrink_files(files, wishes, context)
+    shrunk = shrink_files(files, _wishes(files, elf, wanted), context)
     gpu_files = dict(_gpu_files(files))
     check_targets(wanted.policy, {*codes_in(shrunk.values()), *gpu_files.values()})
     return Facts(
@@ -100,6 +98,14 @@ def gather(
         shrunk=shrunk,
         gpu_files=gpu_files,
     )
+
+
+def _wishes(files: FileSystem, elf: Mapping[str, ElfFacts], wanted: Wanted) -> dict[str, Wanted]:
+    """What may go of each file that has GPU code, symbols or debug information."""
+    found = {path: wanted_of(facts, wanted) for path, facts in elf.items() if facts.code + facts.debug + facts.symbols}
+    containers = (path for path, node in files.files() if _is_container(node.inode.entry))
+    found |= dict.fromkeys(containers, Wanted(wanted.policy, symbols=False))
+    return {path: wish for path, wish in found.items() if not seal_of(files, path)}
 
 
 def _is_container(entry: Entry) -> bool:

@@ -21,6 +21,7 @@ import zstandard
 
 from slimgpu.analysis.facts import Facts, gather
 from slimgpu.analysis.unpack import unpack
+from slimgpu.elf.shrink import NOTHING, Wanted
 from slimgpu.oci.manifest import Platform
 from slimgpu.oci.reference import parse_reference
 from slimgpu.progress import SILENT
@@ -190,13 +191,14 @@ def facts_of(
     runtime: Mapping[str, Any] | None = None,
     heed_jit: bool = True,
     jobs: int = 2,
+    wanted: Wanted = NOTHING,
 ) -> Iterator[tuple[Image, Facts, Context]]:
     """An image of these layers, unpacked, with its facts."""
     number = sum(1 for _ in directory.glob("image-*"))
     reference = write_layout(directory / f"image-{number}", [tar_of(layer) for layer in layers], runtime, form="tar")
     context = Context(Cache(), jobs)
     with opened(reference, context.cache) as image, unpack(image, context) as files:
-        yield image, gather(files, image, context, heed_jit=heed_jit), context
+        yield image, gather(files, image, context, wanted, heed_jit=heed_jit), context
 
 
 def status(*stanzas: str) -> str:

@@ -11,6 +11,7 @@ from hypothesis import settings
 
 import tests.support.fuzz  # noqa: F401 - registers the profile
 from tests.support.elf import libraries
+from tests.support.gpu_code import Workshop, workshop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,3 +54,9 @@ def tiny(elf_root: Path) -> bytes:
     data = (elf_root / "opt/own/runpath.so").read_bytes()
     assert len(data) < 20_000
     return data
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Small libraries with GPU code, see `tests.support.gpu_code`."""
+    return workshop(tmp_path_factory.getbasetemp())

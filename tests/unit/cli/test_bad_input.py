@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.support.gpu_code import Workshop
+
 _LAYER = {"usr/bin/x": b"x" * 5000, "var/lib/apt/lists/l": b"y" * 5000, "etc/passwd": "root:x:0:0::/:\n"}
 
 
@@ -350,3 +352,38 @@ def test_a_cache_that_cannot_be_written(run: Run, tmp_path: Path, monkeypatch: p
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SLIMGPU_CACHE_DIR", str(tmp_path / "file"))
     refused(run("analyze", image), 1, str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gpu", "h1000"], "'h1000' is no GPU that slimgpu knows; name a product (t4,"),
+        (["--gpu", ""], "'' is no GPU"),
+        (["--gpu", "sm_91"], "'sm_91' is no GPU"),
+        (["--keep-ptx"], "name it with --gpu"),
+        (["--gpu-native"], "name it with --gpu"),
+        (["--gpu", "h100", "--gpu-native", "--keep-ptx"], "leave out --keep-ptx"),
+    ],
+)
+@pytest.mark.parametrize("command", ["analyze", "build"])
+def test_gpus(run: Run, command: str, options: list[str], said: str) -> None:
+    more = ["--to", "oci:/nowhere/x"] if command == "build" else []
+    refused(run(command, "oci:/nowhere", *more, *options), 2, said)
+
+
+def test_gpus_are_part_of_a_plan(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text("{}")
+    arguments = ["build", "oci:/nowhere", "--to", "oci:/nowhere/x", "--plan", plan]
+    for option in (["--gpu", "h100"], ["--symbols", "keep"]):
+        refused(run(*arguments, *option), 2, "--plan replays a finished plan")
+
+
+def test_an_image_without_code_for_the_gpu(run: Run, tmp_path: Path, shop: Workshop) -> None:
+    image = write_layout(tmp_path / "image", [tar_of({"usr/lib/a.so": shop.get("plain.so").read_bytes()})])
+    refused(run("analyze", image, "--gpu", "v100"), 2, "nothing in the image runs on sm_70")
+    refused(
+        run("build", image, "--to", f"oci:{tmp_path}/out", "--gpu", "v100"), 2, "nothing in the image runs on sm_70"
+    )
+    refused(run("build", image, "--to", f"oci:{tmp_path}/out", "--gpu", "l40s", "--gpu-native"), 3, "nothing but PTX")
+    assert not (tmp_path / "out").exists()
