@@ -45,7 +45,11 @@ ALIGNMENT: Final = 8
 _ENTRY: Final = struct.Struct("<HHIQIIHHIIIQQQ")
 _CUBIN: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 """An ELF header."""
-PLACEHOLDER: Final = _ENTRY.size + _CUBIN.size
+_NAMES: Final = b"\0.shstrtab\0".ljust(16, b"\0")
+_NAMES_SECTION: Final = struct.Struct("<IIQQQQIIQQ").pack(1, 3, 0, 0, _CUBIN.size, 11, 0, 0, 1, 0)
+_EMPTY: Final = _NAMES + bytes(len(_NAMES_SECTION)) + _NAMES_SECTION
+"""What follows the header of a cubin without code: cuobjdump refuses a whole library for one without sections."""
+PLACEHOLDER: Final = _ENTRY.size + _CUBIN.size + len(_EMPTY)
 _KERNEL: Final = re.compile(rb"\.entry\s+([\w$]+)", re.ASCII)
 _MAX_TEXT: Final = 256 * 1024 * 1024
 _FREE_TEXT: Final = 1024 * 1024
@@ -163,10 +167,13 @@ def placeholder(entry: Entry) -> bytes:
     without entries is nothing that any compiler makes.
     """
     flags = entry.flags & ~(Flag.LZ4 | Flag.ZSTD)
-    number = entry.code.sm.number
-    head = _ENTRY.pack(entry.code.form, 0x0101, _ENTRY.size, _CUBIN.size, 0, 0, 8, 1, number, 0, 0, flags, 0, 0)
+    number = entry.code.sm.number & 0xFFFF
+    size = PLACEHOLDER - _ENTRY.size
+    head = _ENTRY.pack(entry.code.form, 0x0101, _ENTRY.size, size, 0, 0, 8, 1, number, 0, 0, flags, 0, 0)
     ident = b"\x7fELF\x02\x01\x01\x41\x08"
-    return head + _CUBIN.pack(ident, 2, 190, 1, 0, 0, 0, number << 8 | 0x06000002, _CUBIN.size, 0, 0, 0, 0, 0)
+    sections = _CUBIN.size + len(_NAMES)
+    mode = number << 8 | 0x06000002
+    return head + _CUBIN.pack(ident, 2, 190, 1, 0, 0, sections, mode, _CUBIN.size, 56, 0, 64, 2, 1) + _EMPTY
 
 
 def kernels(data: memoryview, entry: Entry) -> list[str]:

@@ -2,8 +2,10 @@
 
 The file is seen as chunks that stay whole: what each segment maps, and each section that is in no segment. A segment is
 cut where whole pages of it are free. Chunks follow each other in their old order, each at the next offset that is
-congruent to its old one, so that every mapped byte keeps its address. Each cut makes one more segment; the longer table
-of segments then lies in a gap, so that it is mapped as the loader expects it (glibc, elf/dl-map-segments.h).
+congruent to its old one, so that every mapped byte keeps its address. Each cut makes one more segment. A table of
+segments that has become too long for its place goes behind all chunks, where no segment maps it: glibc then makes a
+copy (elf/dl-load.c), and binutils refuses to change the file. One in another segment than the ELF header makes strip
+and objcopy write a broken library and report success (seen with 2.40).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from slimgpu.elf.tables import (
     Segment,
     SegmentType,
     Tables,
+    is_program,
     is_zero,
 )
 from slimgpu.errors import UnusualFileError
@@ -41,10 +44,8 @@ Span = tuple[int, int]
 class Cut:
     """Bytes of a segment that leave the file; offsets in the original."""
 
-    free: int
-    """Where the free stretch starts."""
     start: int
-    """Where the file leaves off: behind ``free`` when the table of segments lies there."""
+    """Where the file leaves off."""
     end: int
     """Where it goes on."""
 
@@ -70,7 +71,9 @@ class Layout:
     segments: tuple[Segment, ...]
     """With their new offsets."""
     segments_at: int
-    """Where their table lies, in the coordinates of the original."""
+    """Where their table lies in the new file."""
+    in_place: bool
+    """Whether it is where it was in the original."""
     sections_at: int
     """Where the table of sections lies in the new file."""
 
@@ -84,22 +87,32 @@ def lay_out(data: memoryview, tables: Tables, free: Sequence[Span], dropped: Col
 
     Raises `UnusualFileError` when bytes would be lost that nothing describes, or parts overlap that would be parted.
     """
-    cuts, segments_at = _cuts(tables, free) if tables.is_library else ([], tables.segments_offset)
-    parts = [part for segment in tables.segments for part in _split(segment, cuts)]
+    cuts = _cuts(tables, free) if tables.is_library and not is_program(data, tables) else []
+    # A segment for the table itself would have to say where it is mapped; without cuts nothing about it changes.
+    segments = [s for s in tables.segments if s.type != SegmentType.PHDR or not cuts]
+    parts = [part for segment in segments for part in _split(segment, cuts)]
+    in_place = len(parts) <= len(tables.segments) and _is_mapped(tables.loads, _table_of_segments(tables))
     chunks = _chunks(tables, [part for part in parts if part.type == SegmentType.LOAD], dropped)
     gone = [(cut.start, cut.end) for cut in cuts] + [_span(tables.sections[number]) for number in dropped]
-    _check_contents(tables.segments, chunks)
-    _check_nothing_lost(data, chunks, [*gone, _table_of_sections(tables)])
+    _check_contents(segments, chunks)
+    _check_nothing_lost(data, chunks, [*gone, _table_of_segments(tables), _table_of_sections(tables)])
     places = _places(chunks, gone)
-    end = places[-1] + chunks[-1].end - chunks[-1].start
-    return Layout(
-        tuple(chunks),
-        tuple(places),
-        tuple(cuts),
-        tuple(_moved(part, _new_offset(chunks, places, part.offset), tables.page) for part in parts),
-        segments_at,
-        _aligned(end, _TABLE_ALIGNMENT),
+    moved = tuple(_moved(part, _new_offset(chunks, places, part.offset), tables.page) for part in parts)
+    end = _aligned(places[-1] + chunks[-1].end - chunks[-1].start, _TABLE_ALIGNMENT)
+    segments_at = (
+        _new_offset(chunks, places, tables.segments_offset) if in_place else _unmapped(moved, end, tables.page)
     )
+    sections_at = end if in_place else segments_at + SEGMENT_SIZE * len(parts)
+    return Layout(tuple(chunks), tuple(places), tuple(cuts), moved, segments_at, in_place, sections_at)
+
+
+def _unmapped(segments: Iterable[Segment], end: int, page: int) -> int:
+    """From ``end`` on, where no page of a segment is: glibc would find the table in the last one, and clear that."""
+    return max(end, *(_aligned(segment.end, page) for segment in segments if segment.type == SegmentType.LOAD))
+
+
+def _is_mapped(loads: Iterable[Segment], span: Span) -> bool:
+    return any(load.offset <= span[0] and span[1] <= load.end for load in loads)
 
 
 def _aligned(offset: int, alignment: int) -> int:
@@ -114,23 +127,22 @@ def _table_of_sections(tables: Tables) -> Span:
     return tables.sections_offset, tables.sections_offset + SECTION_SIZE * len(tables.sections)
 
 
+def _table_of_segments(tables: Tables) -> Span:
+    return tables.segments_offset, tables.segments_offset + SEGMENT_SIZE * len(tables.segments)
+
+
 def _new_offset(chunks: Sequence[Chunk], places: Sequence[int], offset: int) -> int:
     number = max(0, bisect_right(chunks, offset, key=lambda chunk: chunk.start) - 1)
     chunk = chunks[number]
     return places[number] + min(offset, chunk.end) - chunk.start
 
 
-def _cuts(tables: Tables, free: Sequence[Span]) -> tuple[list[Cut], int]:
-    """The largest stretches of free pages, in order, and where the table of segments goes; none without room for it."""
-    found = [cut for span in free for load in tables.loads for cut in _cut(span, load, tables.page)]
-    largest = sorted(found, key=lambda cut: cut.start - cut.end)[:_MAX_CUTS]
-    table = SEGMENT_SIZE * (len(tables.segments) + len(largest))
-    for number, cut in enumerate(largest):
-        at = _aligned(cut.free, _TABLE_ALIGNMENT)
-        if _aligned(at + table, tables.page) <= cut.end // tables.page * tables.page:
-            largest[number] = replace(cut, start=at + table)
-            return sorted(largest, key=lambda cut: cut.start), at
-    return [], tables.segments_offset
+def _cuts(tables: Tables, free: Sequence[Span]) -> list[Cut]:
+    """The largest stretches of free pages, in order."""
+    loads = tables.loads
+    found = [cut for span in free for load in loads for cut in _cut(span, load, tables.page)]
+    largest = sorted(found, key=lambda cut: (cut.start - cut.end, cut.start))[:_MAX_CUTS]
+    return sorted(largest, key=lambda cut: cut.start)
 
 
 def _cut(span: Span, load: Segment, page: int) -> Iterator[Cut]:
@@ -138,7 +150,7 @@ def _cut(span: Span, load: Segment, page: int) -> Iterator[Cut]:
     if load.offset < start < end <= load.end:
         last = min(end, load.end - 1)
         if _aligned(start, page) < last // page * page:
-            yield Cut(start, start, last)
+            yield Cut(start, last)
 
 
 def _split(segment: Segment, cuts: Iterable[Cut]) -> Iterator[Segment]:
@@ -168,13 +180,9 @@ def _chunks(tables: Tables, loads: Iterable[Segment], dropped: Collection[int]) 
     found = [Chunk(load.offset, load.end, tables.page) for load in loads]
     others = [s for n, s in enumerate(tables.sections) if n not in dropped and s.size and s.type != SectionType.NOBITS]
     spans = [(*_span(s), s.alignment) for s in others if s.type != SectionType.NULL]
-    spans += [
-        (0, HEADER_SIZE, 1),
-        (tables.segments_offset, tables.segments_offset + SEGMENT_SIZE * len(tables.segments), 8),
-    ]
-    mapped = [(load.offset, load.end) for load in tables.loads]
-    for start, end, alignment in spans:
-        if not any(first <= start and end <= last for first, last in mapped):
+    mapped = tables.loads
+    for start, end, alignment in [*spans, (0, HEADER_SIZE, 1)]:
+        if not _is_mapped(mapped, (start, end)):
             found.append(Chunk(start, end, max(1, alignment)))
     found = sorted(set(found), key=lambda chunk: (chunk.start, chunk.end))
     for first, second in pairwise(found):

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.elf.tables import SectionType, SegmentType
+from slimgpu.elf.tables import SectionType, dynamic_tags
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
@@ -23,14 +23,12 @@ _RELATIVE: Final = {62: 8, 183: 1027}
 """The relocation that stores the library's base plus a number, by machine."""
 _RELA: Final = struct.Struct("<QQq")
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
-_TAG: Final = struct.Struct("<QQ")
 _WORD: Final = 8
-_MAX_TAGS: Final = 4096
 _ROWS: Final = 2**16
 """How many relocations are taken apart at once."""
 _MAX_PACKED: Final = 2**24
 """Relocations in a RELR table; the largest libraries have 400,000 of all kinds."""
-_DT_NULL, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_REL = 0, 6, 7, 8, 17
+_DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_REL = 6, 7, 8, 17
 _DT_PLTRELSZ, _DT_JMPREL, _DT_RELRSZ, _DT_RELR = 2, 23, 35, 36
 _NUMBERS: Final = frozenset(
     {1, 2, 8, 9, 10, 11, 14, 15, 18, 19, 20, 27, 28, 29, 30, 33, 35, 37}
@@ -76,7 +74,7 @@ class _Search:
         self._fixed: list[Span] = []
 
     def run(self) -> Pointers:
-        tags = dict(_dynamic(self._data, self._tables))
+        tags = dict(dynamic_tags(self._data, self._tables))
         if _DT_REL in tags or any(tag in _ANDROID for tag in tags):
             raise UnusualFileError("its relocations have a form that is not read")
         values = self._symbols(tags)
@@ -187,16 +185,3 @@ class _Search:
                 continue
             yield from (position + _WORD * bit for bit in range(63) if word >> (bit + 1) & 1)
             position += _WORD * 63
-
-
-def _dynamic(data: memoryview, tables: Tables) -> Iterator[tuple[int, int]]:
-    segments = [segment for segment in tables.segments if segment.type == SegmentType.DYNAMIC]
-    if len(segments) != 1 or tables.file_offset(segments[0].address) != segments[0].offset:
-        raise UnusualFileError("it has no dynamic section, or one that is not mapped as it says")
-    size = min(segments[0].stored, _MAX_TAGS * _TAG.size)
-    table = data[segments[0].offset : segments[0].offset + size - size % _TAG.size]
-    for tag, value in _TAG.iter_unpack(table):
-        if tag == _DT_NULL:
-            return
-        yield tag, value
-    raise UnusualFileError("its dynamic section has no end")

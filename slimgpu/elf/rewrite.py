@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.elf.layout import Layout, Span, lay_out
-from slimgpu.elf.tables import SEGMENT_SIZE, Section, SectionFlag, SectionType, Segment, SegmentType, Tables
+from slimgpu.elf.tables import SEGMENT_SIZE, Section, SectionFlag, SectionType, Tables
 from slimgpu.errors import UnusualFileError
 from slimgpu.rootfs.splice import Splice, SpliceBuilder
 
@@ -71,7 +71,7 @@ class Rewriter:
         free = [(edit.start, edit.end) for edit in edits if edit.source == _FREE]
         layout = lay_out(self._data, self._tables, free, self._dropped)
         tables = _moved(self._tables, layout, numbers, free)
-        return _assemble(_with_headers(edits, tables, layout), layout, tables)
+        return _assemble(_with_headers(edits, self._tables, tables, layout), layout, tables)
 
 
 def _sorted(edits: Iterable[_Edit]) -> list[_Edit]:
@@ -121,23 +121,12 @@ def _moved(tables: Tables, layout: Layout, numbers: dict[int, int], free: Sequen
         more += others
     return replace(
         tables,
-        segments_offset=layout.new_offset(layout.segments_at),
+        segments_offset=layout.segments_at,
         sections_offset=layout.sections_at,
         names=numbers[tables.names],
-        segments=tuple(_with_table(segment, layout) for segment in layout.segments),
+        segments=layout.segments,
         sections=(*sections, *more),  # at the end, so that no number changes
     )
-
-
-def _with_table(segment: Segment, layout: Layout) -> Segment:
-    """The segment that describes the table of segments follows it."""
-    if segment.type != SegmentType.PHDR or not layout.cuts:
-        return segment
-    offset = layout.new_offset(layout.segments_at)
-    load = next(s for s in layout.segments if s.type == SegmentType.LOAD and s.offset <= offset < s.end)
-    address = load.address + offset - load.offset
-    size = SEGMENT_SIZE * len(layout.segments)
-    return replace(segment, offset=offset, address=address, physical=address, stored=size, loaded=size)
 
 
 def _relinked(section: Section, numbers: dict[int, int]) -> Section:
@@ -154,8 +143,8 @@ def _parts(section: Section, layout: Layout, free: Sequence[Span]) -> list[Secti
     position = section.offset
     spans = []
     for cut in layout.cuts:
-        if position < cut.end and cut.free < section.end:
-            spans.append((position, cut.free))
+        if position < cut.end and cut.start < section.end:
+            spans.append((position, cut.start))
             position = cut.end
     spans.append((position, section.end))
     trimmed = [span for span in (_trimmed(*span, free) for span in spans) if span[0] < span[1]]
@@ -180,19 +169,12 @@ def _trimmed(start: int, end: int, free: Sequence[Span]) -> Span:
     return start, end
 
 
-def _with_headers(edits: Iterable[_Edit], tables: Tables, layout: Layout) -> list[_Edit]:
-    """The edits together with the file's header and its table of segments, which may take room that was free."""
-    table = tables.pack_segments()
-    start, end = layout.segments_at, layout.segments_at + len(table)
-    found = []
-    for edit in edits:
-        if layout.cuts and edit.source == _FREE and edit.start < end and start < edit.end:
-            found += [replace(edit, end=start)] if edit.start < start else []
-            found += [replace(edit, start=end)] if end < edit.end else []
-        else:
-            found.append(edit)
-    header = tables.pack_header()
-    return _sorted([*found, _Edit(0, len(header), _OWN, header), _Edit(start, end, _OWN, table)])
+def _with_headers(edits: Iterable[_Edit], old: Tables, new: Tables, layout: Layout) -> list[_Edit]:
+    """The edits together with the file's header and its table of segments; zeros where that no longer is."""
+    header, table = new.pack_header(), new.pack_segments()
+    at, room = old.segments_offset, SEGMENT_SIZE * len(old.segments)
+    table = table.ljust(room, b"\0") if layout.in_place else bytes(room)
+    return _sorted([*edits, _Edit(0, len(header), _OWN, header), _Edit(at, at + room, _OWN, table)])
 
 
 def _assemble(edits: Sequence[_Edit], layout: Layout, tables: Tables) -> Splice:
@@ -200,6 +182,9 @@ def _assemble(edits: Sequence[_Edit], layout: Layout, tables: Tables) -> Splice:
     for chunk, place in zip(layout.chunks, layout.places, strict=True):
         out.zeros(place - out.size)
         _assemble_chunk(out, edits, chunk.start, chunk.end)
+    if not layout.in_place:
+        out.zeros(layout.segments_at - out.size)
+        out.write(tables.pack_segments())
     out.zeros(layout.sections_at - out.size)
     out.write(tables.pack_sections())
     return out.finish()

@@ -25,6 +25,11 @@ _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 SEGMENT_SIZE: Final = _SEGMENT.size
 SECTION_SIZE: Final = _SECTION.size
 HEADER_SIZE: Final = _HEADER.size
+_TAG: Final = struct.Struct("<QQ")
+_MAX_TAGS: Final = 4096
+_DT_NULL: Final = 0
+_DT_FLAGS_1: Final = 0x6FFFFFFB
+_DF_1_PIE: Final = 0x08000000
 _BLOCK: Final = 1024 * 1024
 _MAX_ADDRESS: Final = 2**62
 _MAX_SEGMENTS: Final = 192
@@ -199,6 +204,25 @@ class Tables:
 def is_zero(data: memoryview) -> bool:
     """Whether there is nothing but zeros."""
     return all(not data[start : start + _BLOCK].tobytes().strip(b"\0") for start in range(0, len(data), _BLOCK))
+
+
+def dynamic_tags(data: memoryview, tables: Tables) -> Iterator[tuple[int, int]]:
+    """The tags of the dynamic section with their values; `UnusualFileError` when it is not as linkers make it."""
+    segments = [segment for segment in tables.segments if segment.type == SegmentType.DYNAMIC]
+    if len(segments) != 1 or tables.file_offset(segments[0].address) != segments[0].offset:
+        raise UnusualFileError("it has no dynamic section, or one that is not mapped as it says")
+    size = min(segments[0].stored, _MAX_TAGS * _TAG.size)
+    table = data[segments[0].offset : segments[0].offset + size - size % _TAG.size]
+    for tag, value in _TAG.iter_unpack(table):
+        if tag == _DT_NULL:
+            return
+        yield tag, value
+    raise UnusualFileError("its dynamic section has no end")
+
+
+def is_program(data: memoryview, tables: Tables) -> bool:
+    """Whether the dynamic section says so, as that of a static program that can be anywhere in memory does."""
+    return any(tag == _DT_FLAGS_1 and value & _DF_1_PIE for tag, value in dynamic_tags(data, tables))
 
 
 def read_tables(data: memoryview) -> Tables:
