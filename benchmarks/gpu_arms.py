@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 _CHILD = Path(__file__).resolve().with_name("gpu_child.py")
 _SCRATCH = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "XDG_CACHE_HOME", "HF_HOME")
@@ -22,11 +24,16 @@ _SCRATCH = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "X
 _ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "4",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TRITON_DISABLE_LINE_INFO": "1",  # it names files, which lie elsewhere in the copy
     "USE_TF": "0",
 }
+
+
+_LIVE: set[subprocess.Popen[bytes]] = set()
 
 
 class ChildError(Exception):
@@ -82,25 +89,35 @@ def run_child(
             start_new_session=True,
             env=os.environ | environment,
         )
+        _LIVE.add(process)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise ChildError(f"it ran longer than {timeout:.0f} s") from None
         finally:
             _end(process)
+            _LIVE.discard(process)
         if code:
             raise ChildError(f"{_exit(code)}: {_last_line(said)}")
     document: dict[str, Any] = json.loads(result.read_text())
     return document
 
 
+def end_all() -> None:
+    """End every fresh process, so that no thread waits for one."""
+    for process in list(_LIVE):
+        _kill(process)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process, if it lives, and what it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    _kill(process)
     process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _exit(code: int) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import sys
 import sysconfig
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("torch", "nvidia", "torchvision", "triton", "transformers", "vllm")
 _KIB = 1024
+_BLOCK = 512
 
 
 def probe() -> dict[str, Any]:
@@ -154,6 +156,8 @@ def _digest(tensor: torch.Tensor) -> str:
         return _digest(tensor.indices()) + _digest(tensor.values())
     if tensor.layout == torch.sparse_csr:
         return "".join(_digest(part()) for part in (tensor.crow_indices, tensor.col_indices, tensor.values))
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)} ".encode())
     digest.update(ctypes.string_at(plain.data_ptr(), plain.numel() * plain.element_size()) if plain.numel() else b"")
@@ -164,6 +168,9 @@ def _reason(error: Exception) -> str:
     """Why, in one line without what differs from process to process."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return re.sub(r"0x[0-9a-f]+|(?<!\w)/[^\s'\"]+", "...", first)[:300]
+
+
+_MEMORY = {"anonymous, in the end": "RssAnon", "of files, in the end": "RssFile", "peak": "VmHWM"}
 
 
 def measure(device: str) -> dict[str, Any]:
@@ -186,7 +193,8 @@ def measure(device: str) -> dict[str, Any]:
         "torch": torch.__file__,
         "seconds": clock.seconds,
         "gpu_used": clock.gpu_used,
-        "memory": clock.memory | {"peak": _status()["VmHWM"]},
+        "memory": clock.memory | {name: _status()[field] for name, field in _MEMORY.items()},
+        "read": resource.getrusage(resource.RUSAGE_SELF).ru_inblock * _BLOCK,
         "digests": [_digest(product), _digest(convolved)],
         "mapped": mapped(),
     }

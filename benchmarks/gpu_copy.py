@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimgpu.elf.arch import parse_target
+from slimgpu.elf.choice import Policy
 from slimgpu.elf.read import is_elf
-from slimgpu.elf.shrink import Wanted, shrink_file
+from slimgpu.elf.shrink import Shrunk, Wanted, shrink_file
 from slimgpu.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    Shrink = Callable[[Path, Path], str]
-    """Writes the pruned form of the first file to the second; gives why nothing changed, or ''."""
+    Shrink = Callable[[Path, Path], Shrunk]
+    """Writes the pruned form of the first file to the second."""
 
 _MAGIC_BYTES = 20
 _BLOCK = 512
@@ -38,6 +39,11 @@ class Library:
     allocated_before: int
     """Bytes that the file system holds for it, as is the next."""
     allocated_after: int
+    code: int
+    """Bytes of GPU code that went."""
+    symbols: int
+    """Bytes of symbols and debug information that went."""
+    method: str
     untouched: str
     """Why nothing was taken out, or ''."""
     seconds: float
@@ -45,7 +51,7 @@ class Library:
 
 def pruning(gpu: str) -> Shrink:
     """What slimgpu does for that GPU."""
-    return partial(_shrink, Wanted(targets=(parse_target(gpu),), keep_ptx=False, native=False, symbols=True))
+    return partial(_shrink, Wanted(Policy((parse_target(gpu),), keep_ptx=False, native=False), symbols=True))
 
 
 def make_copy(roots: Mapping[Path, Path], shrink: Shrink, jobs: int) -> Iterator[Library]:
@@ -113,7 +119,7 @@ def _is_elf(path: Path) -> bool:
 
 def _library(shrink: Shrink, source: Path, destination: Path) -> Library:
     started = time.perf_counter()
-    untouched = shrink(source, destination)
+    shrunk = shrink(source, destination)
     seconds = time.perf_counter() - started
     shutil.copystat(source, destination)
     was, now = source.stat(), destination.stat()
@@ -124,14 +130,18 @@ def _library(shrink: Shrink, source: Path, destination: Path) -> Library:
         after=now.st_size,
         allocated_before=was.st_blocks * _BLOCK,
         allocated_after=now.st_blocks * _BLOCK,
-        untouched=untouched,
+        code=shrunk.code,
+        symbols=shrunk.symbols,
+        method=shrunk.method,
+        untouched=shrunk.untouched,
         seconds=round(seconds, 3),
     )
 
 
-def _shrink(wanted: Wanted, source: Path, destination: Path) -> str:
+def _shrink(wanted: Wanted, source: Path, destination: Path) -> Shrunk:
     try:
-        return shrink_file(source, destination, wanted).untouched
+        return shrink_file(source, destination, wanted)
     except ImageError as error:
         shutil.copyfile(source, destination)
-        return str(error)
+        size = source.stat().st_size
+        return Shrunk(size, size, untouched=str(error))

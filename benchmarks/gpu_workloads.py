@@ -1,7 +1,7 @@
-"""Calculations on one device whose results are compared bit for bit: at least one for each library that torch loads.
+"""Calculations on one device, compared bit for bit: at least one for each library that torch loads.
 
-A workload gives named cases; each case is seeded by its name and returns tensors (or values) from inputs that were drawn
-on the CPU. What is not available raises, and the message is the reason that is reported.
+A workload gives named cases; each case is seeded by its name and returns tensors (or values) from inputs that were
+drawn on the CPU. What is not available raises, and the message is the reason that is reported.
 """
 
 # ruff: noqa: SLF001, PLC0415 - operators without a public name; modules that only one workload needs
@@ -171,19 +171,20 @@ def _linear(device: str, dtype: torch.dtype) -> list[Any]:
 def structured(device: str) -> Cases:
     """2:4 sparse products of cuSPARSELt and of CUTLASS."""
     for dtype in (torch.float16, torch.bfloat16, torch.int8):
-        for cutlass in (False, True):
-            yield f"{'cutlass' if cutlass else 'cusparselt'} {_name(dtype)}", partial(_structured, device, dtype, cutlass)
+        for kernels in ("cusparselt", "cutlass"):
+            for product in ("mm", "linear"):
+                yield f"{kernels} {product} {_name(dtype)}", partial(_structured, device, dtype, kernels, product)
 
 
-def _structured(device: str, dtype: torch.dtype, cutlass: bool) -> list[torch.Tensor]:  # noqa: FBT001 - the only option
+def _structured(device: str, dtype: torch.dtype, kernels: str, product: str) -> torch.Tensor:
     gpu_only(device)
     from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 
-    SparseSemiStructuredTensor._FORCE_CUTLASS = cutlass
+    SparseSemiStructuredTensor._FORCE_CUTLASS = kernels == "cutlass"
     mask = torch.tensor([0, 0, 1, 1]).tile(256, 128).to(device, dtype)
     weight = to_sparse_semi_structured(_whole(device, 256, 512, dtype=dtype) * mask)
     inputs = _whole(device, 128, 512, dtype=dtype)
-    return [torch.mm(weight, inputs.t()), functional.linear(inputs, weight)]
+    return torch.mm(weight, inputs.t()) if product == "mm" else functional.linear(inputs, weight)
 
 
 # Networks
@@ -303,7 +304,11 @@ def _resampled(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
     grid = (_randn(device, 2, 9, 9, 2, dtype=dtype)).clamp(-1, 1)
     modes = ("nearest", "bilinear", "bicubic", "area")
     sized = [functional.interpolate(image, size=(40, 23), mode=mode) for mode in modes]
-    return [*sized, functional.grid_sample(image, grid, align_corners=False), functional.pixel_unshuffle(image[:, :, :16, :16], 2)]
+    return [
+        *sized,
+        functional.grid_sample(image, grid, align_corners=False),
+        functional.pixel_unshuffle(image[:, :, :16, :16], 2),
+    ]
 
 
 def _dropped(device: str, dtype: torch.dtype) -> list[Any]:
@@ -360,7 +365,13 @@ def _fft(device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[torch.
     real = _randn(device, *shape, dtype=dtype)
     half = torch.fft.rfftn(real)
     whole = torch.fft.fft(real)
-    return [half, torch.fft.irfftn(half, s=shape), whole, torch.fft.ifft(whole), torch.fft.fftn(torch.complex(real, -real))]
+    return [
+        half,
+        torch.fft.irfftn(half, s=shape),
+        whole,
+        torch.fft.ifft(whole),
+        torch.fft.fftn(torch.complex(real, -real)),
+    ]
 
 
 def sparse(device: str) -> Cases:
@@ -467,25 +478,25 @@ def _distributions(device: str) -> list[torch.Tensor]:
 
 # torch's own kernels
 
-_UNARY = (
-    "abs acos asin atan ceil cos cosh digamma erf erfc erfinv exp exp2 expm1 floor frac isnan lgamma log log10 log1p log2 "
-    "logical_not neg reciprocal round rsqrt sigmoid sign sin sinc sinh sqrt square tan tanh trunc angle conj_physical i0 "
-    "bitwise_not"
-).split()
-_BINARY = (
-    "add sub mul div atan2 bitwise_and bitwise_xor copysign eq floor_divide fmax fmod gcd ge gt hypot le logaddexp lt "
-    "maximum minimum ne nextafter pow remainder xlogy bitwise_left_shift"
-).split()
-_REDUCTIONS = (
-    "all any amax amin aminmax argmax argmin argsort count_nonzero cummax cumprod cumsum diff logcumsumexp logsumexp mean "
-    "median mode nansum prod sort std sum unique var"
-).split()
+_UNARY = """
+    abs acos asin atan ceil cos cosh digamma erf erfc erfinv exp exp2 expm1 floor frac isnan lgamma log log10 log1p log2
+    logical_not neg reciprocal round rsqrt sigmoid sign sin sinc sinh sqrt square tan tanh trunc angle conj_physical i0
+    bitwise_not
+"""
+_BINARY = """
+    add sub mul div atan2 bitwise_and bitwise_xor copysign eq floor_divide fmax fmod gcd ge gt hypot le logaddexp lt
+    maximum minimum ne nextafter pow remainder xlogy bitwise_left_shift
+"""
+_REDUCTIONS = """
+    all any amax amin aminmax argmax argmin argsort count_nonzero cummax cumprod cumsum diff logcumsumexp logsumexp mean
+    nansum prod sort std sum unique var
+"""
 
 
 def elementwise(device: str) -> Cases:
     """Functions of one and of two arguments over all types."""
     for operations, arguments in ((_UNARY, 1), (_BINARY, 2)):
-        for operation in operations:
+        for operation in operations.split():
             yield operation, partial(_every_type, device, getattr(torch, operation), arguments)
     yield "conversions", partial(_conversions, device)
     yield "special", partial(_special, device)
@@ -493,17 +504,21 @@ def elementwise(device: str) -> Cases:
 
 def reductions(device: str) -> Cases:
     """Sums, extremes, order statistics, scans over all types."""
-    for operation in _REDUCTIONS:
-        yield operation, partial(_every_type, device, getattr(torch, operation), 1)
+    for operation in _REDUCTIONS.split():
+        call = getattr(torch, operation)
+        yield operation, partial(_every_type, device, call, 1)
         if operation not in {"unique", "diff"}:
-            call = partial(getattr(torch, operation), dim=_dim(operation))
-            yield f"{operation} along rows", partial(_every_type, device, call, 1)
+            yield f"{operation} along rows", partial(_every_type, device, partial(call, dim=-1), 1)
+    for operation in ("median", "mode"):
+        yield operation, partial(_every_type, device, partial(_values, operation), 1)
     for dtype in _FLOATS:
         yield f"top and norms {_name(dtype)}", partial(_tops, device, dtype)
 
 
-def _dim(operation: str) -> Any:
-    return -1 if operation not in {"amax", "amin", "sum", "mean"} else (1,)
+def _values(operation: str, value: torch.Tensor) -> torch.Tensor:
+    """Not the positions: which of equal values is named is left to chance."""
+    values: torch.Tensor = getattr(torch, operation)(value, 1)[0]
+    return values
 
 
 def _every_type(device: str, call: Callable[..., Any], arguments: int) -> dict[str, Any]:
@@ -528,14 +543,14 @@ def _conversions(device: str) -> dict[str, Any]:
 
 def _special(device: str) -> dict[str, Any]:
     """Many of these are compiled by NVRTC when they are first called."""
-    names = (
-        "airy_ai bessel_j0 bessel_j1 bessel_y0 chebyshev_polynomial_t erfcx gammainc hermite_polynomial_h i0e i1 "
-        "legendre_polynomial_p log_ndtr modified_bessel_k0 ndtri polygamma scaled_modified_bessel_k1 spherical_bessel_j0 "
-        "zeta"
-    ).split()
+    names = """
+        airy_ai bessel_j0 bessel_j1 bessel_y0 chebyshev_polynomial_t erfcx gammainc hermite_polynomial_h i0e i1
+        legendre_polynomial_p log_ndtr modified_bessel_k0 ndtri polygamma scaled_modified_bessel_k1 spherical_bessel_j0
+        zeta
+    """
     value, order = torch.linspace(0.1, 3, 997).to(device), torch.full((997,), 3).to(device)
     results: dict[str, Any] = {}
-    for name in names:
+    for name in names.split():
         call = getattr(torch.special, name)
         pair = name.endswith(("_t", "_h", "_p")) or name in {"zeta", "gammainc"}
         results[name] = call(2, value) if name == "polygamma" else call(value, order) if pair else call(value)
@@ -544,7 +559,7 @@ def _special(device: str) -> dict[str, Any]:
 
 def _tops(device: str, dtype: torch.dtype) -> list[Any]:
     value = _randn(device, 41, 3001, dtype=dtype)
-    tops = [torch.topk(value, 7), torch.topk(value, 100, largest=False), torch.kthvalue(value, 5)]
+    tops = [torch.topk(value, 7)[0], torch.topk(value, 100, largest=False)[0], torch.kthvalue(value, 5)[0]]
     norms = [torch.linalg.vector_norm(value, order, dim=1) for order in (1, 2, float("inf"))]
     return [*tops, *norms, torch.var_mean(value, dim=0), torch.cdist(value[:9].float(), value[9:20].float())]
 
@@ -558,6 +573,9 @@ def indexing(device: str) -> Cases:
         yield f"embedding {_name(dtype)}", partial(_embedded, device, dtype)
 
 
+_HALF = 3
+"""About half of the numbers that are drawn are above it."""
+
 _INDEXING: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "gather": lambda value, index: value.gather(0, index),
     "scatter": lambda value, index: value.scatter(1, index[:, :1], 5),
@@ -566,7 +584,11 @@ _INDEXING: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "index select": lambda value, index: value.index_select(0, index[0]),
     "index add": lambda value, index: value.index_add(0, index[0, :64], value[:64]),
     "index put": lambda value, index: value.index_put((index[0], index[1]), value[0], accumulate=True),
-    "masked": lambda value, _: [value.masked_select(value > 3), value.masked_fill(value > 3, 1), value.nonzero()],
+    "masked": lambda value, _: [
+        value.masked_select(value > _HALF),
+        value.masked_fill(value > _HALF, 1),
+        value.nonzero(),
+    ],
     "where": lambda value, _: torch.where(value > value.flip(0), value, 0),
     "take": lambda value, index: value.take(index),
     "bounds": lambda value, _: torch.searchsorted(value[0].sort()[0], value),

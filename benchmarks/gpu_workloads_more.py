@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,14 +82,16 @@ def _curand_check(status: int) -> None:
 
 
 def vision(device: str) -> Cases:
-    """nvJPEG and the kernels of torchvision."""
+    """The kernels of torchvision, and nvJPEG."""
     import torchvision
 
     yield "jpeg", partial(_jpeg, device)
     boxes = partial(_boxes, device)
     yield "nms", lambda: torchvision.ops.nms(boxes(), torch.linspace(0, 1, 500).to(device), 0.3)
-    for kind in ("roi_align", "roi_pool", "ps_roi_align"):
-        yield kind, partial(_pool, device, getattr(torchvision.ops, kind))
+    # The operators themselves: in deterministic mode torchvision's functions compile another implementation.
+    operators = torch.ops.torchvision
+    yield "roi_align", partial(_pool, device, lambda *given: operators.roi_align(*given, 1.0, 3, 3, -1, False))
+    yield "roi_pool", partial(_pool, device, lambda *given: operators.roi_pool(*given, 1.0, 3, 3))
     yield "deformable convolution", partial(_deformed, device)
 
 
@@ -108,8 +109,9 @@ def _boxes(device: str) -> torch.Tensor:
     return torch.cat([corner, corner + 1 + torch.rand(500, 2) * 20], 1).to(device)
 
 
-def _pool(device: str, call: Callable[..., torch.Tensor]) -> torch.Tensor:
-    return call(torch.randn(1, 36, 60, 60).to(device), [_boxes(device)], 3)
+def _pool(device: str, call: Callable[..., Any]) -> Any:
+    boxes = _boxes(device)
+    return call(torch.randn(1, 36, 60, 60).to(device), torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1))
 
 
 def _deformed(device: str) -> torch.Tensor:
@@ -167,16 +169,23 @@ def compiled(device: str) -> Cases:
     import torch._inductor.config
 
     torch._inductor.config.deterministic = True
-    perceptron = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 32))
-    yield "perceptron", partial(_compiled, device, perceptron, (77, 64))
-    yield "softmax", partial(_compiled, device, lambda value: functional.softmax(value * 2 + 1, dim=-1), (33, 1000))
-    yield "reduction", partial(_compiled, device, lambda value: value.sin().square().sum(0).cumsum(0), (500, 65))
+    yield "perceptron", partial(_compiled, device, _perceptron, (77, 64))
+    softmax: Callable[[], Any] = lambda: lambda value: functional.softmax(value * 2 + 1, dim=-1)  # noqa: E731
+    yield "softmax", partial(_compiled, device, softmax, (33, 1000))
+    yield "reduction", partial(_compiled, device, lambda: lambda value: value.sin().square().sum(0), (500, 65))
+    yield "triton to cubin", _triton_binaries
     if device == "cuda":
         yield "triton", _triton
         yield "nvrtc", _nvrtc
 
 
-def _compiled(device: str, call: Any, shape: tuple[int, ...]) -> torch.Tensor:
+def _perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 32))
+
+
+def _compiled(device: str, make: Callable[[], Any], shape: tuple[int, ...]) -> torch.Tensor:
+    """The function is made here, where its weights are seeded."""
+    call = make()
     call = call.to(device) if isinstance(call, nn.Module) else call
     result: torch.Tensor = torch.compile(call)(torch.randn(*shape).to(device))
     return result
@@ -186,6 +195,12 @@ def _triton() -> list[torch.Tensor]:
     from gpu_triton import products
 
     return products()
+
+
+def _triton_binaries() -> dict[str, str]:
+    from gpu_triton import binaries
+
+    return binaries()
 
 
 def _nvrtc() -> torch.Tensor:
@@ -286,23 +301,24 @@ def _llama(device: str, transformers: Any, backend: str) -> list[torch.Tensor]:
 
 def vllm(device: str) -> Cases:
     """The kernels that vLLM brings, and its FlashAttention 2 and 3."""
-    gpu_only(device)
-    import vllm._C  # noqa: F401 - registers the operators
+    from vllm import _custom_ops as kernels
 
+    gpu_only(device)
     for dtype in (torch.float16, torch.bfloat16):
-        yield f"rms norm {dtype}", partial(_vllm_norm, dtype)
+        yield f"rms norm {dtype}", partial(_vllm_norm, kernels, dtype)
         yield f"silu {dtype}", partial(_vllm_silu, dtype)
+        yield f"paged attention {dtype}", partial(_vllm_paged, kernels, dtype)
         for version in (2, 3):
             yield f"flash attention {version} {dtype}", partial(_vllm_attention, dtype, version)
-    yield "fp8 product", _vllm_scaled
-    yield "top experts", _vllm_experts
+    yield "fp8 product", partial(_vllm_scaled, kernels)
+    yield "top experts", partial(_vllm_experts, kernels)
 
 
-def _vllm_norm(dtype: torch.dtype) -> list[torch.Tensor]:
+def _vllm_norm(kernels: Any, dtype: torch.dtype) -> list[torch.Tensor]:
     value, weight = torch.randn(65, 1024).to("cuda", dtype), torch.randn(1024).to("cuda", dtype)
     result, residual = torch.empty_like(value), value.flip(0).contiguous()
-    torch.ops._C.rms_norm(result, value, weight, 1e-6)
-    torch.ops._C.fused_add_rms_norm(value, residual, weight, 1e-6)
+    kernels.rms_norm(result, value, weight, 1e-6)
+    kernels.fused_add_rms_norm(value, residual, weight, 1e-6)
     return [result, value, residual]
 
 
@@ -310,6 +326,19 @@ def _vllm_silu(dtype: torch.dtype) -> torch.Tensor:
     value = torch.randn(65, 2048).to("cuda", dtype)
     result = torch.empty(65, 1024, device="cuda", dtype=dtype)
     torch.ops._C.silu_and_mul(result, value)
+    return result
+
+
+def _vllm_paged(kernels: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Three sequences whose keys and values lie in blocks of 16."""
+    query, keys, values = (
+        torch.randn(*shape).to("cuda", dtype) for shape in ((3, 8, 128), (40, 2, 16, 16, 8), (40, 2, 128, 16))
+    )
+    blocks = torch.randperm(40)[:36].to("cuda", torch.int32).reshape(3, 12)
+    lengths = torch.tensor([17, 100, 190], dtype=torch.int32, device="cuda")
+    one, result = torch.ones((), device="cuda"), torch.empty_like(query)
+    tables = (blocks, lengths, 16, 190, None, "auto", one, one)
+    kernels.paged_attention_v1(result, query, keys, values, 2, 128**-0.5, *tables)
     return result
 
 
@@ -331,22 +360,16 @@ def _vllm_attention(dtype: torch.dtype, version: int) -> Any:
     )
 
 
-def _vllm_scaled() -> torch.Tensor:
-    left, right = torch.randn(128, 256).cuda(), torch.randn(512, 256).cuda()
-    result = torch.empty(128, 512, device="cuda", dtype=torch.bfloat16)
+def _vllm_scaled(kernels: Any) -> Any:
+    left, right = (torch.randn(*shape).cuda().to(torch.float8_e4m3fn) for shape in ((128, 256), (512, 256)))
     scale = torch.ones(1, device="cuda")
-    kind = torch.float8_e4m3fn
-    torch.ops._C.cutlass_scaled_mm(result, left.to(kind), right.to(kind).t(), scale, scale, None)
-    return result
+    return kernels.cutlass_scaled_mm(left, right.t(), scale, scale, torch.bfloat16)
 
 
-def _vllm_experts() -> list[torch.Tensor]:
-    import vllm._moe_C  # noqa: F401 - registers the operators
-
-    logits = torch.randn(100, 64).cuda()
+def _vllm_experts(kernels: Any) -> list[torch.Tensor]:
     weights = torch.empty(100, 4, device="cuda")
     chosen, rows = (torch.empty(100, 4, dtype=torch.int32, device="cuda") for _ in range(2))
-    torch.ops._moe_C.topk_softmax(weights, chosen, rows, logits, False)
+    kernels.topk_softmax(weights, chosen, rows, torch.randn(100, 64).cuda())
     return [weights, chosen, rows]
 
 
