@@ -14,6 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SLIM = HERE.parent / ".cache" / "demo"
+GPU = "h100"
+"""Which GPU the slim image is for; none is needed to build it."""
 
 
 def step(title: str, *command: str | Path) -> None:
@@ -35,8 +37,8 @@ def main() -> int:
             [sys.executable, HERE / "assemble.py", "cuda-numpy"], stdout=subprocess.PIPE, text=True, check=True
         ).stdout.split()[-1]
         shutil.rmtree(SLIM, ignore_errors=True)
-        step("where its bytes are", *slimgpu, "analyze", image)
-        step("the slim image, and before and after", *slimgpu, "build", image, "--to", f"oci:{SLIM}:slim")
+        step("where its bytes are", *slimgpu, "analyze", image, "--gpu", GPU)
+        step("the slim image, and before and after", *slimgpu, "build", image, "--to", f"oci:{SLIM}:slim", "--gpu", GPU)
         step("what is left", *slimgpu, "analyze", f"oci:{SLIM}:slim")
     except subprocess.CalledProcessError as error:
         return error.returncode

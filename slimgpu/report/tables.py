@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slimgpu.slim.result import BuildResult, RuleTotal
 
 _SHORT: Final = 12
+_SHORTER: Final = 7
 _EFFECTS: Final = {"drop": "drops", "link": "links", "keep": "keeps", "edit": "edits", "shrink": "shrinks"}
 
 
@@ -38,7 +39,7 @@ def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[Renderabl
     if show_all:
         yield _owners(analysis)
     if analysis.gpu_code.bytes:
-        yield from _gpu_code(analysis.gpu_code, limit)
+        yield from _gpu_code(analysis.gpu_code, None if show_all else _SHORTER)
     yield _findings(analysis.findings, limit)
     if not show_all and _hides_something(analysis):
         yield Text("--all shows every layer, package and finding; --json has the evidence.", style="dim")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.command import slimgpu, slimgpu_json
 from tests.support.examples import assembled
 from tests.support.processes import run
@@ -23,11 +25,12 @@ def answers(engine: Engine, image: str, *command: str) -> object:
     return json.loads(engine.docker("run", "--rm", "--network", "none", image, *command))
 
 
-def test_the_demo_image_answers_as_before(engine: Engine) -> None:
+@pytest.mark.parametrize("options", [(), ("--gpu", "h100"), ("--gpu", "t4", "--gpu", "b200", "--keep-ptx")])
+def test_the_demo_image_answers_as_before(engine: Engine, options: tuple[str, ...]) -> None:
     image = assembled("cuda-numpy")
     skopeo_copy(image, "docker-daemon:demo:before", "--dest-daemon-host", engine.host)
 
-    slimgpu("build", image, "--to", "docker-daemon:demo:slim")
+    slimgpu("build", image, "--to", "docker-daemon:demo:slim", *options)
 
     before = answers(engine, "demo:before", "--once")
     assert before
@@ -48,7 +51,11 @@ def test_torch_computes_as_before(engine: Engine) -> None:
     before = answers(engine, "torch:before")
     engine.docker("rmi", "torch:before")
 
-    slimgpu("build", image, "--to", "docker-daemon:torch:slim")
+    result = slimgpu_json("build", image, "--to", "docker-daemon:torch:slim", "--gpu", "l40s")
+
+    saved = {rule["rule"]: rule["bytes"] for rule in result["rules"]}
+    assert saved["gpu.libraries"] > 1_000_000_000
+    assert saved["debug.sections"] > 400_000_000
 
     assert before
     assert answers(engine, "torch:slim") == before
