@@ -101,7 +101,7 @@ _PRODUCTS: Final = {
 }
 _EXAMPLES: Final = "t4, a10, a100, l4, l40s, h100, h200, b200, rtx4090, rtx5090"
 _KNOWN: Final = frozenset({50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121})
-_NUMBER: Final = re.compile(r"(?:sm_?|compute_?)?(\d{2,3})[af]?|(\d{1,2})\.(\d)")
+_NUMBER: Final = re.compile(r"(?:sm_?|compute_?)?(\d{2,3})[af]?|(\d{1,2})\.(\d)", re.ASCII)
 
 
 def parse_target(text: str) -> Sm:

@@ -14,6 +14,8 @@ offset type field
 0x10   u32  compressed size, 0 when it is not compressed
 0x14   u32  offset of the options in the entry, 0 when there are none
 0x1C   u32  number of the architecture
+0x20   u32  offset of the name in the entry
+0x24   u32  length of the name
 0x28   u64  flags, see `Flag`
 0x38   u64  size before compression
 ====== ==== ====================================================================
@@ -126,6 +128,8 @@ def _entries(data: memoryview, offset: int, end: int) -> Iterator[Entry]:
         entry = _entry(data, offset)
         if entry.header < _ENTRY.size or entry.size > end - offset or entry.compressed > entry.payload:
             break
+        if _refers_outside(data, entry):
+            raise UnusualFileError("an entry of a container of GPU code refers to what is not in it")
         yield entry
         offset += entry.size
     raise UnusualFileError("the entries of a container of GPU code do not fill it")
@@ -135,6 +139,12 @@ def _entry(data: memoryview, offset: int) -> Entry:
     form, _, header, payload, compressed, _, _, _, number, _, _, flags, _, unpacked = _ENTRY.unpack_from(data, offset)
     code = Code(form, Sm(number, _variant(flags)))
     return Entry(offset, header, payload, compressed, flags, unpacked, code)
+
+
+def _refers_outside(data: memoryview, entry: Entry) -> bool:
+    """Whether its options or its name, which move with it, are not in its header."""
+    _, _, _, _, _, options, _, _, _, name, length, _, _, _ = _ENTRY.unpack_from(data, entry.offset)
+    return bool(max(options, name + length) > entry.header)
 
 
 def _variant(flags: int) -> Variant:

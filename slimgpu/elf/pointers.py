@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.elf.tables import SectionType, dynamic_tags
+from slimgpu.elf.tables import SectionType, SegmentType, dynamic_tags
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
@@ -57,8 +57,11 @@ class Pointers:
 def pointers_into(data: memoryview, tables: Tables, spans: Collection[Span]) -> Pointers:
     """Everything that refers to addresses in ``spans``.
 
-    Raises `UnusualFileError` when the dynamic section or its tables are not as linkers make them.
+    A program that nothing relocates has none that could be changed. Raises `UnusualFileError` when the dynamic section
+    or its tables are not as linkers make them.
     """
+    if all(segment.type != SegmentType.DYNAMIC for segment in tables.segments):
+        return Pointers({}, ())
     return _Search(data, tables, spans).run()
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FORMS: Final[dict[str, int]] = {"sm": Form.CUBIN, "compute": Form.PTX, "lto": Form.LTO_IR}
 _NAMES: Final = {form: name for name, form in _FORMS.items()}
 _LABEL: Final = re.compile(r"(sm|compute|lto)_(\d+)([af]?)")
-_WINDOW: Final = 1024 * 1024
+_START: Final = re.compile(re.escape(fatbin.START))
 _MAX_ITEMS: Final = 2**19
 """Containers with their entries in one section; the largest seen (cuFFT) has 120,000."""
 
@@ -45,6 +45,8 @@ class Census:
     after: Counter[str] = field(default_factory=Counter)
     placeholders: int = 0
     """Containers of which nothing but an empty entry stays."""
+    scattered: int = 0
+    """Of containers in sections that are left alone."""
     missing: list[str] = field(default_factory=list)
     """Kernels that only PTX could provide for a target, when none may stay."""
 
@@ -85,7 +87,7 @@ def read_items(data: memoryview, start: int, end: int) -> Iterator[Item]:
             position += container.size
             count += len(container.entries)
             continue
-        following = _next_container(data, position, end)
+        following = _next_container(data, position + 1, end)
         if not is_zero(data[position:following]):
             yield Data(position, following - position)
         position = following
@@ -93,16 +95,26 @@ def read_items(data: memoryview, start: int, end: int) -> Iterator[Item]:
 
 def _next_container(data: memoryview, start: int, end: int) -> int:
     """Where the next container starts, at an aligned place; ``end`` if nowhere."""
-    position = start
-    while position < end:
-        window = bytes(data[position : min(end, position + _WINDOW + len(fatbin.START))])
-        found = window.find(fatbin.START)
-        while found >= 0:
-            if (position + found) % fatbin.ALIGNMENT == 0 and position + found > start:
-                return position + found
-            found = window.find(fatbin.START, found + 1)
-        position += _WINDOW
+    for found in _START.finditer(data, start, end):
+        if found.start() % fatbin.ALIGNMENT == 0:
+            return found.start()
     return end
+
+
+def scattered(data: memoryview, start: int, end: int) -> Iterator[Container]:
+    """The containers among bytes of any kind, as many as there are in any library."""
+    position = start
+    for _ in range(_MAX_ITEMS):
+        position = _next_container(data, position, end)
+        if position == end:
+            return
+        try:
+            container = fatbin.read_container(data, position, end)
+        except UnusualFileError:
+            position += fatbin.ALIGNMENT
+        else:
+            yield container
+            position += container.size
 
 
 def label(code: Code) -> str:

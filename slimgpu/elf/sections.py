@@ -15,7 +15,7 @@ from slimgpu.elf import fatbin
 from slimgpu.elf.fatbin import Container
 from slimgpu.elf.pointers import Pointers, pointers_into
 from slimgpu.elf.prune import Census, Data, Item, Pruned, prune, read_items
-from slimgpu.elf.tables import SectionType
+from slimgpu.elf.tables import SectionFlag, SectionType
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
@@ -33,6 +33,15 @@ serves every architecture, found by tables of its own) and stay as they are."""
 def code_sections(tables: Tables) -> list[Section]:
     """The sections that are pruned."""
     return [s for s in tables.sections if s.name in NAMES and s.allocated and s.size and s.type != SectionType.NOBITS]
+
+
+def scattered_sections(tables: Tables) -> list[Section]:
+    """Other sections with data, in which containers may lie."""
+    return [
+        s
+        for s in tables.sections
+        if s.allocated and s.type == SectionType.PROGBITS and s.name not in NAMES and not s.flags & SectionFlag.EXEC
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +67,9 @@ class Placed:
 def prune_sections(
     data: memoryview, tables: Tables, policy: Policy, census: Census, rewriter: Rewriter
 ) -> tuple[bool, ...]:
-    """Queue what makes these sections smaller; gives of each whether its containers could move.
+    """Queue what makes these sections smaller; gives of each whether it has containers that can move.
 
-    Raises `UnusualFileError` when one holds what is no container in places where only containers are known.
+    Raises `UnusualFileError` for containers, or pointers to them, that are not as compilers and linkers make them.
     """
     sections = sorted(code_sections(tables), key=lambda section: section.offset)
     for section in sections:
@@ -68,33 +77,26 @@ def prune_sections(
             raise UnusualFileError(f"section {section.name} is not mapped as it says")
     if any(first.end > second.offset for first, second in pairwise(sections)):
         raise UnusualFileError("sections with GPU code overlap")
-    pointers = _pointers(data, tables, sections) if sections else None
-    for section in sections:
-        _prune_section(_Stretch(data, section, pointers), policy, census, rewriter)
-    return (pointers is not None,) * len(sections)
-
-
-def _pointers(data: memoryview, tables: Tables, sections: Sequence[Section]) -> Pointers | None:
-    """None when they are not known; then nothing moves."""
-    try:
-        return pointers_into(data, tables, [(s.address, s.address + s.size) for s in sections])
-    except UnusualFileError:
-        return None
+    if not sections:
+        return ()
+    pointers = pointers_into(data, tables, [(s.address, s.address + s.size) for s in sections])
+    stretches = [_Stretch(data, section, pointers) for section in sections]
+    for stretch in stretches:
+        _prune_section(stretch, policy, census, rewriter)
+    return tuple(bool(stretch.movable) for stretch in stretches)
 
 
 class _Stretch:
     """One section, with all places as offsets in the file."""
 
-    def __init__(self, data: memoryview, section: Section, pointers: Pointers | None) -> None:
+    def __init__(self, data: memoryview, section: Section, pointers: Pointers) -> None:
         self.data = data
         self.section = section
         self.shift = section.address - section.offset
-        movable = {} if pointers is None else pointers.movable
-        fixed = () if pointers is None else pointers.fixed
         self.movable = {
-            target - self.shift: places for target, places in movable.items() if self._has(target - self.shift)
+            target - self.shift: places for target, places in pointers.movable.items() if self._has(target - self.shift)
         }
-        spans = [(start - self.shift, end - self.shift) for start, end in fixed]
+        spans = [(start - self.shift, end - self.shift) for start, end in pointers.fixed]
         self.fixed = sorted(
             (start, min(end, section.end)) for start, end in spans if start < section.end and section.offset < end
         )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 from slimgpu.elf import fatbin
 from slimgpu.elf.choice import Policy
 from slimgpu.elf.fatbin import Container
-from slimgpu.elf.prune import Census, prune, read_items
+from slimgpu.elf.prune import Census, prune, read_items, scattered
 from slimgpu.elf.rewrite import Rewriter
-from slimgpu.elf.sections import code_sections, prune_sections
+from slimgpu.elf.sections import code_sections, prune_sections, scattered_sections
 from slimgpu.elf.strip import unneeded
-from slimgpu.elf.tables import read_tables
+from slimgpu.elf.tables import Tables, read_tables
 from slimgpu.errors import ImageError, UnusualFileError
 from slimgpu.rootfs.splice import Splice, SpliceBuilder
 from slimgpu.store.files import atomic_file
@@ -57,6 +57,8 @@ class Shrunk:
     code_after: tuple[tuple[str, int], ...] = ()
     placeholders: int = 0
     """Containers of which only an empty entry stays."""
+    scattered: int = 0
+    """Bytes of GPU code in sections that are left alone."""
     missing: tuple[str, ...] = ()
     """Kernels for which only native code was wanted and there is none."""
 
@@ -91,6 +93,7 @@ def _shrink_elf(data: memoryview, wanted: Wanted, census: Census) -> Shrunk:
     else:
         for section in code_sections(tables):
             _count(data, section.offset, section.end, census)
+    _count_scattered(data, tables, census)
     symbols = sum(tables.sections[number].end - tables.sections[number].offset for number in dropped)
     method = "" if not packed else "packed" if all(packed) else "in place"
     return _result(data, census, rewriter.finish(), symbols, method)
@@ -117,6 +120,14 @@ def _count(data: memoryview, start: int, end: int, census: Census) -> None:
             census.keep(item)
 
 
+def _count_scattered(data: memoryview, tables: Tables, census: Census) -> None:
+    """Note containers in other sections, which nothing is known of and which stay."""
+    for section in scattered_sections(tables):
+        for container in scattered(data, section.offset, section.end):
+            census.keep(container)
+            census.scattered += container.size
+
+
 def _result(
     data: memoryview,
     census: Census,
@@ -129,7 +140,15 @@ def _result(
     missing = tuple(census.missing)
     before = tuple(sorted(census.before.items()))
     if splice is None or splice.size >= len(data):
-        return Shrunk(len(data), len(data), untouched=untouched, code_before=before, code_after=before, missing=missing)
+        return Shrunk(
+            len(data),
+            len(data),
+            untouched=untouched,
+            code_before=before,
+            code_after=before,
+            scattered=census.scattered,
+            missing=missing,
+        )
     return Shrunk(
         before=len(data),
         after=splice.size,
@@ -139,6 +158,7 @@ def _result(
         code_before=before,
         code_after=tuple(sorted(census.after.items())),
         placeholders=census.placeholders,
+        scattered=census.scattered,
         missing=missing,
     )
 

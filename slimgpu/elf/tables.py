@@ -61,6 +61,7 @@ class SectionType(IntEnum):
     """Kinds of sections (``SHT_``)."""
 
     NULL = 0
+    PROGBITS = 1
     SYMTAB = 2
     STRTAB = 3
     RELA = 4
@@ -75,6 +76,7 @@ class SectionFlag(IntFlag):
     """Properties of sections (``SHF_``)."""
 
     ALLOC = 0x2
+    EXEC = 0x4
     INFO_LINK = 0x40
 
 
@@ -296,6 +298,7 @@ def _check_segments(tables: Tables, size: int) -> None:
     for segment in tables.segments:
         _require(segment.end <= size or not segment.stored, "a segment leads out of the file")
         _require(segment.address + segment.loaded <= _MAX_ADDRESS, "a segment leads out of memory")
+        _require(segment.physical <= _MAX_ADDRESS, "a segment leads out of memory")
     loads = tables.loads
     _require(loads, "no segment is loaded")
     for load in loads:
@@ -310,4 +313,6 @@ def _check_segments(tables: Tables, size: int) -> None:
 def _check_sections(tables: Tables, size: int) -> None:
     for section in tables.sections:
         _require(section.end <= size, f"section {section.name!r} leads out of the file")
+        _require(section.address <= _MAX_ADDRESS, f"section {section.name!r} leads out of memory")
+        _require(section.type != SectionType.NULL or not section.size, f"section {section.name!r} has no type")
         _require(section.link < len(tables.sections), f"section {section.name!r} refers to none that there is")

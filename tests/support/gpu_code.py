@@ -353,18 +353,21 @@ FILES: Final[dict[str, Callable[[Workshop, Path], None]]] = {
     "old.o": kernels(5, 2, "--compress-mode=none", *codes(("75", "80"), "80")),
     "rdc.o": kernels(6, 6, "-rdc=true", "--compress-mode=none", *codes(ALL, "90")),
     "rdc2.o": kernels(7, 2, "-rdc=true", *codes(("75", "90", "120"))),
-    "lto.o": kernels(8, 2, "-rdc=true", "--compress-mode=none", "-gencode=arch=compute_90,code=[lto_90,sm_90]", *codes(("75", "120"))),
+    "lto.o": kernels(
+        8, 2, "-rdc=true", "--compress-mode=none", "-gencode=arch=compute_90,code=[lto_90,sm_90]", *codes(("75", "120"))
+    ),
     "tiny.o": kernels(9, 0, "--compress-mode=none", *codes(("75", "80", "90", "100"))),
     "tiny2.o": kernels(10, 0, "--compress-mode=size", *codes(("75", "90a", "120"), "80")),
     "device.o": device_linked,
     "raw.fatbin": fatbin("raw.o"),
+    "tiny.fatbin": fatbin("tiny.o"),
     "plain.so": linked(),
     "separate.so": linked("-Wl,-z,separate-code"),
     "joined.so": linked("-Wl,-z,noseparate-code"),
     "pages_2m.so": linked("-Wl,-z,max-page-size=0x200000", "-Wl,-z,noseparate-code"),
     "relr.so": linked("-Wl,-z,pack-relative-relocs"),
     "lld.so": linked("-fuse-ld=lld"),
-    "lld_relr.so": linked("-fuse-ld=lld", "-Wl,--pack-dyn-relocs=relr"),
+    "unloadable_relr.so": linked("-fuse-ld=lld", "-Wl,--pack-dyn-relocs=relr"),
     "lld_rosegment.so": linked("-fuse-ld=lld", "-Wl,--no-rosegment", "-Wl,-z,separate-loadable-segments"),
     "gold.so": linked("-fuse-ld=gold"),
     "large.so": linked("-mcmodel=large", objects=("large_host.o", *BIG[1:])),
@@ -397,10 +400,12 @@ FILES: Final[dict[str, Callable[[Workshop, Path], None]]] = {
 }
 
 LOADED: Final = tuple(
-    name for name in FILES if name.endswith(".so") and name not in ("libruntime.so", "zip.so", "bits32.so", "big_endian.so")
-    and not name.startswith(("aarch64", "tiny"))
+    name
+    for name, make in FILES.items()
+    if make.__qualname__.startswith(("linked", "after", "versioned", "exporting", "between", "auditwheel"))
+    and not name.startswith(("tiny", "unloadable", "exported_inside"))
 )
-"""Libraries that this machine can load."""
+"""Libraries that this machine can load and whose containers can all be pruned."""
 
 
 def workshop(base: Path) -> Workshop:
