@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from slimgpu.rootfs.filesystem import FileSystem
     from slimgpu.store.context import Context
 
-_FORMAT: Final = "elf-2"
+_FORMAT: Final = "elf-3"
 _BATCH: Final = 32
 
 LayerFacts = dict[int, ElfFacts]

@@ -102,10 +102,14 @@ def gather(
 
 def _wishes(files: FileSystem, elf: Mapping[str, ElfFacts], wanted: Wanted) -> dict[str, Wanted]:
     """What may go of each file that has GPU code, symbols or debug information."""
-    found = {path: wanted_of(facts, wanted) for path, facts in elf.items() if facts.code + facts.debug + facts.symbols}
+    found = {path: wanted_of(facts, wanted) for path, facts in elf.items() if _is_of_interest(facts)}
     containers = (path for path, node in files.files() if _is_container(node.inode.entry))
     found |= dict.fromkeys(containers, Wanted(wanted.policy, symbols=False))
     return {path: wish for path, wish in found.items() if not seal_of(files, path)}
+
+
+def _is_of_interest(elf: ElfFacts) -> bool:
+    return elf.scattered or bool(elf.code + elf.debug + elf.symbols)
 
 
 def _is_container(entry: Entry) -> bool:

@@ -42,6 +42,8 @@ class LibrarySummary:
     """What happens to its GPU code: ``packed``, ``in place``, or '' when nothing does."""
     untouched: str
     """Why it stays as it is, where it was to change."""
+    scattered: int
+    """Bytes of GPU code in sections of which nothing is known, and which stay as they are."""
     missing: tuple[str, ...]
     """Kernels that only PTX could provide, where none may stay."""
     architectures: tuple[ArchitectureSummary, ...]
@@ -107,4 +109,13 @@ def _library(item: tuple[str, ShrunkFile]) -> LibrarySummary:
     path, file = item
     result = file.result
     codes = tuple(_architectures(Counter(dict(result.code_before)), Counter(dict(result.code_after))))
-    return LibrarySummary(path, result.before, result.after, result.method, result.untouched, result.missing, codes)
+    return LibrarySummary(
+        path=path,
+        bytes=result.before,
+        kept=result.after,
+        method=result.method,
+        untouched=result.untouched,
+        scattered=result.scattered,
+        missing=result.missing,
+        architectures=codes,
+    )

@@ -16,10 +16,12 @@ from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment, Segment
 
+from slimgpu.elf.fatbin import START
 from slimgpu.elf.sections import NAMES
 from slimgpu.elf.strip import is_debug
+from slimgpu.elf.tables import SectionFlag
 from slimgpu.errors import ImageError
-from slimgpu.rootfs.content import FileBytes
+from slimgpu.rootfs.content import PIECE, FileBytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"\x7fELF"
 EM_CUDA: Final = 190
+_DATA_MASK: Final = SectionFlag.ALLOC | SectionFlag.EXEC
 _MAX_TEXT: Final = 1024
 _MAX_NEEDED: Final = 4096
 _MAX_TAGS: Final = 65_536
@@ -52,6 +55,8 @@ class ElfFacts:
     """Of the symbol table that only debuggers and linkers read, with its strings."""
     code: int = 0
     """Of the sections that hold GPU code for choice by the driver."""
+    scattered: bool = False
+    """Whether there is GPU code in other sections."""
 
 
 def is_elf(magic: bytes) -> bool:
@@ -68,7 +73,8 @@ def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
     with FileBytes(path) as data:
         window = _Metered(_Window(data, offset, size), min(_FREE_READS + size, _MAX_READS))
         try:
-            return _facts(ELFFile(window), size)
+            elf = ELFFile(window)
+            return _facts(elf, size, scattered=_has_code(data, offset, size, elf))
         except (
             ELFError,
             ConstructError,
@@ -83,7 +89,23 @@ def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
             raise ImageError(f"{what} is not a valid ELF file") from error
 
 
-def _facts(elf: ELFFile, size: int) -> ElfFacts:
+def _has_code(data: FileBytes, offset: int, size: int, elf: ELFFile) -> bool:
+    """Whether containers of GPU code lie among the data of the file."""
+    for section in elf.iter_sections():
+        if (
+            section["sh_type"] != "SHT_PROGBITS"
+            or section["sh_flags"] & _DATA_MASK != SectionFlag.ALLOC
+            or section.name in NAMES
+        ):
+            continue
+        start = section["sh_offset"]
+        for position in range(start, min(start + section["sh_size"], size), PIECE):
+            if START in data.read(offset + position, min(PIECE + len(START), size - position)):
+                return True
+    return False
+
+
+def _facts(elf: ELFFile, size: int, *, scattered: bool) -> ElfFacts:
     segments = list(elf.iter_segments())  # once: elftools reads the whole section table for a dynamic segment
     dynamic = _dynamic(segments)
     debug = symbols = code = 0
@@ -105,6 +127,7 @@ def _facts(elf: ELFFile, size: int) -> ElfFacts:
         debug=min(debug, size),
         symbols=min(symbols, size - min(debug, size)),
         code=min(code, size),
+        scattered=scattered,
     )
 
 

@@ -118,7 +118,7 @@ def _gpu_code(code: GpuCodeSummary, limit: int | None) -> Iterator[Table]:
     if stays:
         table = _table("Libraries with GPU code", "bytes>", "stays>", "how", "file")
         for library in code.libraries[:limit]:
-            how = "left alone" if library.untouched else library.method or "nothing to drop"
+            how = library.method or ("left alone" if library.untouched or library.scattered else "nothing to drop")
             name = library.path.rpartition("site-packages/")[2]
             what = f"{name}: {library.untouched}" if library.untouched else name
             table.add_row(format_size(library.bytes), format_size(library.kept), how, _text(what))

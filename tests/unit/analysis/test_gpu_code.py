@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -133,3 +134,18 @@ def test_a_gpu_for_which_there_is_nothing(shop: Workshop, tmp_path: Path) -> Non
 def test_an_image_without_any_gpu_code_is_for_every_gpu(tmp_path: Path) -> None:
     analysis = analysis_of(tmp_path, distribution("x", "1", {"x.py": b"1"}, site=SITE), wanted("v100"))
     assert analysis.gpu_code.bytes == 0
+
+
+def test_code_in_other_places_is_told_and_left_alone(shop: Workshop, tmp_path: Path) -> None:
+    """As cuFFT keeps it."""
+    fatbin = shop.get("raw.fatbin").read_bytes()
+    source = tmp_path / "data.s"
+    source.write_text(f'.section .rodata\n.balign 64\n.incbin "{shop.get("raw.fatbin")}"\n')
+    subprocess.run(["gcc", "-shared", "-nostdlib", "-o", tmp_path / "data.so", source], check=True)
+
+    analysis = analysis_of(tmp_path, {"usr/lib/data.so": (tmp_path / "data.so").read_bytes()}, wanted("h100"))
+
+    (found,) = analysis.gpu_code.libraries
+    assert found.kept == found.bytes or found.method == ""
+    assert found.scattered == len(fatbin)
+    assert analysis.gpu_code.kept == analysis.gpu_code.bytes == len(fatbin) - 16
