@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.elf.tables import SectionType, SegmentType, dynamic_tags
+from slimgpu.elf.tables import HEADER_SIZE, SEGMENT_SIZE, SectionType, SegmentType, dynamic_tags
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
@@ -29,12 +29,15 @@ _ROWS: Final = 2**16
 _MAX_PACKED: Final = 2**24
 """Relocations in a RELR table; the largest libraries have 400,000 of all kinds."""
 _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_REL = 6, 7, 8, 17
+_DT_STRSZ: Final = 10
 _DT_PLTRELSZ, _DT_JMPREL, _DT_RELRSZ, _DT_RELR = 2, 23, 35, 36
 _NUMBERS: Final = frozenset(
     {1, 2, 8, 9, 10, 11, 14, 15, 18, 19, 20, 27, 28, 29, 30, 33, 35, 37}
     | {*range(0x6FFFFD00, 0x6FFFFE00), *range(0x6FFFFFF9, 0x6FFFFFFC), 0x6FFFFFFD, 0x6FFFFFFF}
 )
 """Tags whose values are sizes, counts and offsets of names; those of all others may be addresses."""
+_TABLES: Final = frozenset({4, 5, 6, 7, 23, 25, 26, 32, 36, 0x6FFFFEF5, 0x6FFFFFF0, 0x6FFFFFFC, 0x6FFFFFFE})
+"""Tags that lead to tables of the loader's."""
 _ANDROID: Final = range(0x6000000F, 0x60000013)
 """Packed relocations of Android's linker."""
 _TLS: Final = 6
@@ -84,11 +87,19 @@ class _Search:
         for tag, value in tags.items():
             if tag not in _NUMBERS:
                 self._fix(value)
+            if value and tag in _TABLES and self._is_header(self._tables.file_offset(value)):
+                raise UnusualFileError("its dynamic section refers to its headers")
         self._relocations(tags.get(_DT_RELA, 0), tags.get(_DT_RELASZ, 0), values)
         self._relocations(tags.get(_DT_JMPREL, 0), tags.get(_DT_PLTRELSZ, 0), values)
         for address in self._relr(tags.get(_DT_RELR, 0), tags.get(_DT_RELRSZ, 0)):
             self._relative_in_place(address)
         return Pointers(self._movable, tuple(self._fixed))
+
+    def _is_header(self, offset: int | None) -> bool:
+        """Whether there are bytes that are written anew."""
+        start = self._tables.segments_offset
+        end = start + SEGMENT_SIZE * len(self._tables.segments)
+        return offset is not None and (offset < HEADER_SIZE or start <= offset < end)
 
     def _inside(self, start: int, end: int) -> bool:
         """Whether a stretch has bytes in one of the spans."""
@@ -106,6 +117,8 @@ class _Search:
             if section.type == SectionType.DYNSYM and section.address == address:
                 table = self._table(address, section.size - section.size % _SYMBOL.size)
                 symbols = list(_SYMBOL.iter_unpack(table))
+                if any(symbol[0] >= tags.get(_DT_STRSZ, 0) for symbol in symbols):
+                    raise UnusualFileError("a dynamic symbol's name is not among its names")
                 for _, info, _, number, value, size in symbols:
                     if number and info & 0xF != _TLS:
                         self._fix(value, max(1, size))
