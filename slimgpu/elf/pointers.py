@@ -29,7 +29,7 @@ _ROWS: Final = 2**16
 _MAX_PACKED: Final = 2**24
 """Relocations in a RELR table; the largest libraries have 400,000 of all kinds."""
 _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_REL = 6, 7, 8, 17
-_DT_STRSZ: Final = 10
+_DT_STRTAB, _DT_STRSZ = 5, 10
 _DT_PLTRELSZ, _DT_JMPREL, _DT_RELRSZ, _DT_RELR = 2, 23, 35, 36
 _NUMBERS: Final = frozenset(
     {1, 2, 8, 9, 10, 11, 14, 15, 18, 19, 20, 27, 28, 29, 30, 33, 35, 37}
@@ -38,6 +38,8 @@ _NUMBERS: Final = frozenset(
 """Tags whose values are sizes, counts and offsets of names; those of all others may be addresses."""
 _TABLES: Final = frozenset({4, 5, 6, 7, 23, 25, 26, 32, 36, 0x6FFFFEF5, 0x6FFFFFF0, 0x6FFFFFFC, 0x6FFFFFFE})
 """Tags that lead to tables of the loader's."""
+_NAMED: Final = frozenset({1, 14, 15, 29, 0x6FFFFEFA, 0x6FFFFEFB, 0x6FFFFEFC, 0x7FFFFFFD, 0x7FFFFFFF})
+"""Tags whose values are offsets of names."""
 _ANDROID: Final = range(0x6000000F, 0x60000013)
 """Packed relocations of Android's linker."""
 _TLS: Final = 6
@@ -80,10 +82,14 @@ class _Search:
         self._fixed: list[Span] = []
 
     def run(self) -> Pointers:
-        tags = dict(dynamic_tags(self._data, self._tables))
+        found = list(dynamic_tags(self._data, self._tables))
+        tags = dict(found)
         if _DT_REL in tags or any(tag in _ANDROID for tag in tags):
             raise UnusualFileError("its relocations have a form that is not read")
-        values = self._symbols(tags)
+        names = len(self._table(tags.get(_DT_STRTAB, 0), tags.get(_DT_STRSZ, 0)))
+        if any(value >= names for tag, value in found if tag in _NAMED):
+            raise UnusualFileError("a name in its dynamic section is not among its names")
+        values = self._symbols(tags, names)
         for tag, value in tags.items():
             if tag not in _NUMBERS:
                 self._fix(value)
@@ -110,14 +116,14 @@ class _Search:
         if self._inside(start, start + size):
             self._fixed.append((start, start + size))
 
-    def _symbols(self, tags: dict[int, int]) -> list[int]:
+    def _symbols(self, tags: dict[int, int], names: int) -> list[int]:
         """The values of the dynamic symbols; what those that are defined here cover is fixed."""
         address = tags.get(_DT_SYMTAB)
         for section in self._tables.sections:
             if section.type == SectionType.DYNSYM and section.address == address:
                 table = self._table(address, section.size - section.size % _SYMBOL.size)
                 symbols = list(_SYMBOL.iter_unpack(table))
-                if any(symbol[0] >= tags.get(_DT_STRSZ, 0) for symbol in symbols):
+                if any(symbol[0] >= names for symbol in symbols):
                     raise UnusualFileError("a dynamic symbol's name is not among its names")
                 for _, info, _, number, value, size in symbols:
                     if number and info & 0xF != _TLS:
