@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.elf.tables import HEADER_SIZE, SEGMENT_SIZE, SectionType, SegmentType, dynamic_tags
+from slimgpu.elf.tables import SectionType, SegmentType, dynamic_tags
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
@@ -90,22 +90,17 @@ class _Search:
         if any(value >= names for tag, value in found if tag in _NAMED):
             raise UnusualFileError("a name in its dynamic section is not among its names")
         values = self._symbols(tags, names)
+        starts = {section.address for section in self._tables.sections if section.allocated}
         for tag, value in tags.items():
             if tag not in _NUMBERS:
                 self._fix(value)
-            if value and tag in _TABLES and self._is_header(self._tables.file_offset(value)):
-                raise UnusualFileError("its dynamic section refers to its headers")
+            if value and tag in _TABLES and value not in starts:
+                raise UnusualFileError("its dynamic section refers to what no section starts with")
         self._relocations(tags.get(_DT_RELA, 0), tags.get(_DT_RELASZ, 0), values)
         self._relocations(tags.get(_DT_JMPREL, 0), tags.get(_DT_PLTRELSZ, 0), values)
         for address in self._relr(tags.get(_DT_RELR, 0), tags.get(_DT_RELRSZ, 0)):
             self._relative_in_place(address)
         return Pointers(self._movable, tuple(self._fixed))
-
-    def _is_header(self, offset: int | None) -> bool:
-        """Whether there are bytes that are written anew."""
-        start = self._tables.segments_offset
-        end = start + SEGMENT_SIZE * len(self._tables.segments)
-        return offset is not None and (offset < HEADER_SIZE or start <= offset < end)
 
     def _inside(self, start: int, end: int) -> bool:
         """Whether a stretch has bytes in one of the spans."""

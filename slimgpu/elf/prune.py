@@ -21,7 +21,7 @@ _FORMS: Final[dict[str, int]] = {"sm": Form.CUBIN, "compute": Form.PTX, "lto": F
 _NAMES: Final = {form: name for name, form in _FORMS.items()}
 _LABEL: Final = re.compile(r"(sm|compute|lto)_(\d+)([af]?)")
 _START: Final = re.compile(re.escape(fatbin.START))
-_MAX_ITEMS: Final = 2**19
+_MAX_ITEMS: Final = 2**18
 """Containers with their entries in one section; the largest seen (cuFFT) has 120,000."""
 
 

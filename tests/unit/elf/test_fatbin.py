@@ -204,14 +204,14 @@ def test_code_that_lies_about_its_size(flags: int, unpacked: int) -> None:
     assert result.untouched
 
 
-@pytest.mark.parametrize("count", [200_000, 2_000_000])
+@pytest.mark.parametrize("count", [100_000, 600_000])
 def test_very_many_containers_end_soon(count: int) -> None:
     data = memoryview(container() * count)
     start = time.perf_counter()
     result = shrink(data, Wanted(H100))
     assert time.perf_counter() - start < 20
     assert result.splice is None
-    assert bool(result.untouched) == (count > 1_000_000)
+    assert bool(result.untouched) == (count > 300_000)
 
 
 @examples(200)

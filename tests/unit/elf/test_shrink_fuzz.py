@@ -169,7 +169,7 @@ def check(loader: Trials, folder: Path, name: str, mutated: bytes, result: Shrun
 
 def complaints(path: Path) -> bool:
     done = subprocess.run(["readelf", "-aW", path], capture_output=True, text=True, check=False, errors="replace")
-    return bool(done.stderr) or done.returncode != 0
+    return bool(done.stderr) or done.returncode != 0 or "corrupt" in done.stdout
 
 
 def listed(path: Path) -> bool:
