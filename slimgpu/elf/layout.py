@@ -87,7 +87,7 @@ def lay_out(data: memoryview, tables: Tables, free: Sequence[Span], dropped: Col
 
     Raises `UnusualFileError` when bytes would be lost that nothing describes, or parts overlap that would be parted.
     """
-    cuts = _cuts(tables, free) if tables.is_library and not is_program(data, tables) else []
+    cuts = _cuts(tables, free) if free and tables.is_library and not is_program(data, tables) else []
     # A segment for the table itself would have to say where it is mapped; without cuts nothing about it changes.
     segments = [s for s in tables.segments if s.type != SegmentType.PHDR or not cuts]
     parts = [part for segment in segments for part in _split(segment, cuts)]
