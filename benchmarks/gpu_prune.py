@@ -20,10 +20,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
-from gpu_arms import Arm, ChildError, end_all, run_child
-from gpu_compare import Kind, judge
-from gpu_copy import elf_files, make_copy, pruning
 from host import describe
+from pruned.arms import Arm, ChildError, end_all, run_child
+from pruned.compare import Kind, judge
+from pruned.copies import elf_files, make_copy, pruning
 from rich.console import Console
 from rich.table import Table
 
@@ -34,8 +34,8 @@ from slimgpu.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from gpu_compare import Outcome
-    from gpu_copy import Library
+    from pruned.compare import Outcome
+    from pruned.copies import Library
 
 SCHEMA = "slimgpu.benchmark.gpu-prune.v1"
 WORKLOADS = (
@@ -43,7 +43,7 @@ WORKLOADS = (
     *("attention", "fft", "sparse", "linear-algebra", "random", "elementwise", "reductions", "indexing", "curand"),
     *("vision", "collectives", "compiled", "graphs", "profile", "llama", "vllm"),
 )
-"""The names in ``gpu_workloads.py``, which only a process with torch can read."""
+"""The names in ``pruned/workloads.py``, which only a process with torch can read."""
 
 _WORKLOAD_SECONDS = 240
 _MEASURE_SECONDS = 120

@@ -68,7 +68,7 @@ def longer(source: Path, destination: Path) -> Shrunk:
 
 
 def copied(site: Path, copy: Path, shrink: Callable[[Path, Path], Shrunk] = longer) -> list[Any]:
-    from gpu_copy import make_copy  # noqa: PLC0415 - found once the fixture has run
+    from pruned.copies import make_copy  # noqa: PLC0415 - found once the fixture has run
 
     return list(make_copy({site: copy}, shrink, 2))
 
@@ -100,7 +100,7 @@ def test_a_library_behind_a_link_out_of_the_directory_is_pruned_too(site: Path, 
 
 
 def test_a_real_library_still_loads_once_slimgpu_pruned_it(site: Path, tmp_path: Path) -> None:
-    from gpu_copy import pruning  # noqa: PLC0415
+    from pruned.copies import pruning  # noqa: PLC0415
 
     (library,) = copied(site, tmp_path / "copy", pruning("sm_90"))
     assert library.after <= library.before
@@ -109,7 +109,7 @@ def test_a_real_library_still_loads_once_slimgpu_pruned_it(site: Path, tmp_path:
 
 
 def arm(name: str, path: Path, own: Path, foreign: Path, work: Path) -> Any:
-    from gpu_arms import Arm  # noqa: PLC0415
+    from pruned.arms import Arm  # noqa: PLC0415
 
     return Arm(name, (str(path),), (own,), (foreign,), work)
 
@@ -119,11 +119,11 @@ def test_an_arm_proves_where_its_libraries_came_from(site: Path, tmp_path: Path)
     copied(site, copy)
     said = arm("pruned", copy, copy, site, tmp_path).run(("workload", "matmul", "cpu"), 60)
     assert str(copy / "torch" / "libsmall.so") in said["mapped"]
-    assert "gpu_workloads" in said["unavailable"] or "torch" in said["unavailable"]
+    assert "workloads" in said["unavailable"] or "torch" in said["unavailable"]
 
 
 def test_an_arm_refuses_a_result_of_the_other_libraries(site: Path, tmp_path: Path) -> None:
-    from gpu_arms import ChildError  # noqa: PLC0415
+    from pruned.arms import ChildError  # noqa: PLC0415
 
     copy = tmp_path / "copy"
     copied(site, copy)
@@ -136,7 +136,7 @@ def test_an_arm_refuses_a_result_of_the_other_libraries(site: Path, tmp_path: Pa
 
 
 def test_a_process_that_dies_or_hangs_is_told(site: Path, tmp_path: Path) -> None:
-    from gpu_arms import ChildError  # noqa: PLC0415
+    from pruned.arms import ChildError  # noqa: PLC0415
 
     init = site / "torch" / "__init__.py"
     init.write_text("import os; os.abort()")
@@ -172,7 +172,7 @@ SAME = {"out": "aa", "int8": "RuntimeError: it takes no int8"}
     ],
 )
 def test_a_case_is_judged_by_all_three_runs(original: Any, again: Any, pruned: Any, kind: str, detail: str) -> None:
-    from gpu_compare import judge  # noqa: PLC0415
+    from pruned.compare import judge  # noqa: PLC0415
 
     (verdict,) = judge("some", *(outcome(case=value) for value in (original, again, pruned)))
     assert verdict.kind == kind
@@ -183,7 +183,7 @@ def test_a_case_is_judged_by_all_three_runs(original: Any, again: Any, pruned: A
 
 
 def test_a_workload_that_dies_in_the_pruned_arm_only_fails() -> None:
-    from gpu_compare import judge  # noqa: PLC0415
+    from pruned.compare import judge  # noqa: PLC0415
 
     ran = outcome(one=SAME, two=SAME)
     died = outcome("it died of SIGSEGV")
@@ -239,7 +239,7 @@ def test_the_whole_comparison_leaves_a_document_and_nothing_else(site: Path, tmp
 def test_the_names_of_workloads_are_those_of_the_table() -> None:
     from gpu_prune import WORKLOADS  # noqa: PLC0415
 
-    assert table("gpu_workloads.py", "WORKLOADS") + table("gpu_workloads_more.py", "MORE") == list(WORKLOADS)
+    assert table("pruned/workloads.py", "WORKLOADS") + table("pruned/more_workloads.py", "MORE") == list(WORKLOADS)
 
 
 def table(module: str, name: str) -> list[str]:

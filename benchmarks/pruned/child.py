@@ -1,4 +1,4 @@
-"""What runs in a fresh process: ``python gpu_child.py RESULT probe | workload NAME DEVICE | measure DEVICE``.
+"""What runs in a fresh process: ``python child.py RESULT probe | workload NAME DEVICE | measure DEVICE``.
 
 RESULT becomes a JSON document. Nothing here or in the workloads depends on slimgpu, and torch is imported by the tasks,
 so that a measurement begins before it.
@@ -79,7 +79,7 @@ def workload(name: str, device: str) -> dict[str, Any]:
     cases: dict[str, Any] = {}
     unavailable = ""
     try:
-        from gpu_workloads import WORKLOADS
+        from workloads import WORKLOADS
 
         _deterministic()
         for case, make in WORKLOADS[name](device):

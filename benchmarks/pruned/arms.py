@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_CHILD = Path(__file__).resolve().with_name("gpu_child.py")
+_CHILD = Path(__file__).resolve().with_name("child.py")
 _SCRATCH = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "XDG_CACHE_HOME", "HF_HOME")
 """Variables that say where a process keeps what it compiled: a directory for each process, so that each compiles."""
 
@@ -55,7 +55,7 @@ class Arm:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, task: Sequence[str], timeout: float, more: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """A task of ``gpu_child.py`` in a fresh process; raises `ChildError` when there is no result to trust."""
+        """A task of ``child.py`` in a fresh process; raises `ChildError` when there is no result to trust."""
         path = os.pathsep.join(self.path)
         with tempfile.TemporaryDirectory(prefix="process-", dir=self.work) as scratch:
             own = {name: str(Path(scratch, name.lower())) for name in _SCRATCH}
@@ -77,7 +77,7 @@ class Arm:
 def run_child(
     options: Sequence[str], task: Sequence[str], environment: Mapping[str, str], timeout: float, scratch: Path
 ) -> dict[str, Any]:
-    """Run ``gpu_child.py`` and read what it wrote; raises `ChildError`."""
+    """Run ``child.py`` and read what it wrote; raises `ChildError`."""
     result = scratch / "result.json"
     command = (sys.executable, *options, str(_CHILD), str(result), *task)
     with (scratch / "said").open("w+b") as said:

@@ -192,13 +192,13 @@ def _compiled(device: str, make: Callable[[], Any], shape: tuple[int, ...]) -> t
 
 
 def _triton() -> list[torch.Tensor]:
-    from gpu_triton import products
+    from kernels import products
 
     return products()
 
 
 def _triton_binaries() -> dict[str, str]:
-    from gpu_triton import binaries
+    from kernels import binaries
 
     return binaries()
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     Outcome = Mapping[str, Any]
-    """What ``gpu_child.py workload`` wrote: ``cases`` and why the rest is ``unavailable``."""
+    """What ``child.py workload`` wrote: ``cases`` and why the rest is ``unavailable``."""
 
 _WHOLE = "(the whole)"
 _ERRORS = ("RuntimeError: ", "TypeError: ", "ValueError: ")

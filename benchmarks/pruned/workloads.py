@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu_workloads_more import MORE, UnavailableError, gpu_only
+from more_workloads import MORE, UnavailableError, gpu_only
 from torch import nn
 from torch.nn import functional
 
