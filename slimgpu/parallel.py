@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from slimgpu.errors import SlimgpuError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,9 +69,41 @@ class _WatchedTask:
         self._task.advance(amount)
 
 
-def ignore_interrupt() -> None:
-    """For the processes of a pool: Ctrl-C reaches each of them, and it is the pool's owner that ends the work."""
+@contextmanager
+def process_pool(count: int, module: str) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that have ``module`` loaded, and that end at once when the block fails.
+
+    They must write nothing. Raises `SlimgpuError` when one of them was killed.
+    """
+    # Not fork: this process has threads, whose locks a forked child would inherit as they are.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    pool = ProcessPoolExecutor(count, context, _begin_worker)
+    try:
+        yield pool
+    except BaseException as error:
+        for process in list((pool._processes or {}).values()):  # noqa: SLF001 - terminate_workers() is Python 3.14's
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise SlimgpuError(
+                "a worker process was killed, most likely for lack of memory; run again with fewer workers (-j)"
+            ) from error
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Ctrl-C reaches every process of the terminal, and it is the pool's owner that ends the work; it may be killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+
+
+def _end_with_owner() -> None:
+    owner = multiprocessing.parent_process()
+    if owner is not None:
+        multiprocessing.connection.wait([owner.sentinel])
+        os._exit(1)
 
 
 def ordered_map(executor: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:

@@ -12,7 +12,7 @@ from slimgpu.analysis.gpu_code import GpuCodeSummary, summarize_gpu_code
 from slimgpu.analysis.rules import RULES
 from slimgpu.analysis.rules.rule import Effect, Rule
 from slimgpu.analysis.unpack import unpack
-from slimgpu.elf.shrink import EVERYTHING, Wanted
+from slimgpu.elf.shrink import SYMBOLS_ONLY, Wanted
 from slimgpu.oci.digest import digest_bytes
 from slimgpu.rootfs.entry import Kind
 
@@ -121,7 +121,7 @@ class Analysis:
     findings: tuple[Finding, ...]
 
 
-def analyze(image: Image, context: Context, wanted: Wanted = EVERYTHING) -> Analysis:
+def analyze(image: Image, context: Context, wanted: Wanted = SYMBOLS_ONLY) -> Analysis:
     """Unpack the image through the cache and analyze it; ``wanted`` says what a build would take from files."""
     with unpack(image, context) as files:
         facts = gather(files, image, context, wanted)

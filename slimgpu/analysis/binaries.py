@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +11,7 @@ import zstandard
 
 from slimgpu.elf.read import ElfFacts, is_elf, read_elf
 from slimgpu.errors import ImageError
-from slimgpu.parallel import ignore_interrupt, ordered_map
+from slimgpu.parallel import ordered_map, process_pool
 from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
@@ -58,10 +56,7 @@ def _read_layer(tar: Path, entries: Sequence[Entry], jobs: int, task: Task) -> b
     if len(batches) <= 1:
         return _dump([pair for batch in batches for pair in _read_batch(tar, batch)])
     found = []
-    # Not fork: this process has threads, whose locks a forked child would inherit as they are.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(jobs, len(batches)), context, ignore_interrupt) as pool:
+    with process_pool(min(jobs, len(batches)), __name__) as pool:
         for pairs in ordered_map(pool, partial(_read_batch, tar), batches, 2 * jobs):
             found += pairs
             task.advance(_BATCH)

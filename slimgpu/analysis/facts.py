@@ -11,8 +11,8 @@ from slimgpu.analysis.debian import DebianPackage, read_packages
 from slimgpu.analysis.gpu_code import check_targets, codes_in
 from slimgpu.analysis.jit import JitNeeds, jit_needs
 from slimgpu.analysis.python import Distribution, read_distributions
-from slimgpu.analysis.seals import seal_of
-from slimgpu.analysis.shrinking import ShrunkFile, shrink_files, wanted_of
+from slimgpu.analysis.seals import sealed
+from slimgpu.analysis.shrinking import ShrunkFile, applicable, as_sealed, shrink_files
 from slimgpu.analysis.tools import Tools, apt_tools, python_tools
 from slimgpu.elf.choice import Code
 from slimgpu.elf.cubin import NEEDED, is_container, may_be_code, read_code
@@ -60,6 +60,8 @@ class Facts:
     """The same among the distributions."""
     wanted: Wanted
     """What may go of files."""
+    seals: Mapping[str, str]
+    """What vouches for the exact bytes of a file, by the file's path."""
     shrunk: Mapping[str, ShrunkFile]
     """The form that this gives each file with GPU code, symbols or debug information."""
     gpu_files: Mapping[str, Code]
@@ -81,7 +83,9 @@ def gather(
     distributions = read_distributions(files)
     jit = jit_needs(distributions, files.nodes) if heed_jit else JitNeeds()
     elf = read_binaries(files, image, context)
-    shrunk = shrink_files(files, _wishes(files, elf, wanted), context)
+    seals = sealed(files)
+    shrunk = shrink_files(files, _wishes(files, elf, wanted, seals), context)
+    shrunk |= {path: as_sealed(shrunk[path], seals[path]) for path in seals if path in shrunk}
     gpu_files = dict(_gpu_files(files))
     check_targets(wanted.policy, {*codes_in(shrunk.values()), *gpu_files.values()})
     return Facts(
@@ -95,17 +99,20 @@ def gather(
         apt_tools=apt_tools(packages, jit),
         python_tools=python_tools(distributions, jit),
         wanted=wanted,
+        seals=seals,
         shrunk=shrunk,
         gpu_files=gpu_files,
     )
 
 
-def _wishes(files: FileSystem, elf: Mapping[str, ElfFacts], wanted: Wanted) -> dict[str, Wanted]:
-    """What may go of each file that has GPU code, symbols or debug information."""
-    found = {path: wanted_of(facts, wanted) for path, facts in elf.items() if _is_of_interest(facts)}
+def _wishes(
+    files: FileSystem, elf: Mapping[str, ElfFacts], wanted: Wanted, seals: Mapping[str, str]
+) -> dict[str, Wanted]:
+    """What may go of each file that has GPU code, symbols or debug information; nothing of what is sealed."""
+    found = {path: applicable(wanted, facts) for path, facts in elf.items() if _is_of_interest(facts)}
     containers = (path for path, node in files.files() if _is_container(node.inode.entry))
     found |= dict.fromkeys(containers, Wanted(wanted.policy, symbols=False))
-    return {path: wish for path, wish in found.items() if not seal_of(files, path)}
+    return {path: NOTHING if path in seals else wish for path, wish in found.items()}
 
 
 def _is_of_interest(elf: ElfFacts) -> bool:

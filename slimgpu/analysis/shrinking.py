@@ -6,28 +6,36 @@ import dataclasses
 import hashlib
 import json
 import mmap
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zstandard
 
+from slimgpu import elf, rootfs
 from slimgpu.elf.shrink import Shrunk, Wanted, shrink
-from slimgpu.parallel import ignore_interrupt, ordered_map
+from slimgpu.parallel import ordered_map, process_pool
 from slimgpu.rootfs.splice import Splice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from slimgpu.elf.read import ElfFacts
     from slimgpu.rootfs.filesystem import FileSystem
     from slimgpu.store.context import Context
 
-_FORMAT: Final = "shrink-1"
-"""Names the transform's version: a change to what `shrink` gives has to change it."""
+
+def _version() -> str:
+    """Names the transform: what another version of it gave is not to be used."""
+    hasher = hashlib.sha256()
+    for package in (elf, rootfs):
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            hasher.update(path.read_bytes())
+    return f"shrink-{hasher.hexdigest()[:16]}"
+
+
+_FORMAT: Final = _version()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +56,15 @@ class _Work(NamedTuple):
     wanted: Wanted
 
 
-def wanted_of(elf: ElfFacts, wanted: Wanted) -> Wanted:
+def applicable(wanted: Wanted, facts: ElfFacts) -> Wanted:
     """As much of the wish as a file has use for, so that its result is not made anew for another GPU in vain."""
-    policy = wanted.policy if elf.code else None
-    return Wanted(policy, symbols=wanted.symbols and bool(elf.debug + elf.symbols))
+    policy = wanted.policy if facts.code else None
+    return Wanted(policy, symbols=wanted.symbols and bool(facts.debug + facts.symbols))
+
+
+def as_sealed(file: ShrunkFile, seal: str) -> ShrunkFile:
+    """The same for a file that must not change, with the reason."""
+    return replace(file, result=replace(file.result, untouched=f"{seal} vouches for its bytes"))
 
 
 def shrink_files(files: FileSystem, wishes: Mapping[str, Wanted], context: Context) -> dict[str, ShrunkFile]:
@@ -99,10 +112,7 @@ def _mapped(works: Iterable[_Work], count: int, context: Context) -> Iterator[by
     if count <= 1:
         yield from map(_shrink_one, works)
         return
-    # Not fork: this process has threads, whose locks a forked child would inherit as they are.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(context.jobs, count), processes, ignore_interrupt) as pool:
+    with process_pool(min(context.jobs, count), __name__) as pool:
         yield from ordered_map(pool, _shrink_one, works, 4 * context.jobs)
 
 

@@ -21,7 +21,7 @@ from slimgpu.cli.options import (
     platform_option,
     wanted_of,
 )
-from slimgpu.elf.shrink import NOTHING
+from slimgpu.elf.shrink import Wanted
 from slimgpu.layers.compress import Format
 from slimgpu.report.document import to_json
 from slimgpu.report.tables import plan_tables, result_tables
@@ -101,29 +101,28 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
     """
     if destination is None and not dry_run:
         raise click.UsageError("name the destination with --to, or ask for the plan with --dry-run")
-    if plan_file is not None and (keep or drop or gpus or jit != "keep" or symbols != "drop"):
+    if plan_file is not None and (keep or drop or gpus or keep_ptx or gpu_native or (jit, symbols) != ("keep", "drop")):
         raise click.UsageError("--plan replays a finished plan; --keep, --drop, --gpu and the like go into making one")
     wanted = wanted_of(gpus, symbols, keep_ptx=keep_ptx, gpu_native=gpu_native)
     context = context_of(ctx, jobs)
     with open_image(image, platform, context.cache, context.progress) as opened:
 
-        def gathered(files: FileSystem) -> Facts:
-            return gather(files, opened, context, NOTHING if plan_file else wanted, heed_jit=jit == "keep")
-
-        def planned(facts: Facts) -> Plan:
+        def planned(files: FileSystem) -> tuple[Facts, Plan]:
             if plan_file is not None:
-                return load_plan(plan_file.read_bytes(), str(plan_file))
-            return make_plan(opened, facts, claim(facts), Wishes(keep, drop))
+                plan = load_plan(plan_file.read_bytes(), str(plan_file))
+                return gather(files, opened, context, Wanted(plan.gpu_code.policy)), plan
+            facts = gather(files, opened, context, wanted, heed_jit=jit == "keep")
+            return facts, make_plan(opened, facts, claim(facts), Wishes(keep, drop))
 
         if destination is None or dry_run:
             with unpack(opened, context) as files:
-                plan = planned(gathered(files))
+                _, plan = planned(files)
             check_source(plan, opened)
             _print_plan(plan, as_json=as_json)
             return
         with open_sink(destination, context.cache) as sink, unpack(opened, context) as files:
-            facts = gathered(files)
-            result = _build(opened, facts, planned(facts), sink, Format(layer_format), context)
+            facts, plan = planned(files)
+            result = _build(opened, facts, plan, sink, Format(layer_format), context)
     _print_result(result, as_json=as_json, quiet=ctx.obj["quiet"])
 
 

@@ -81,7 +81,7 @@ _CODE_OPTIONS = (
         type=click.Choice(["drop", "keep"]),
         default="drop",
         show_default=True,
-        help="What becomes of symbol tables and debug sections inside libraries.",
+        help="What becomes of symbol tables and debug sections of libraries and programs.",
     ),
 )
 

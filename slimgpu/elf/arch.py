@@ -53,8 +53,6 @@ _PRODUCTS: Final = {
     "t4": 75,
     "rtx2080": 75,
     "rtx2080ti": 75,
-    "rtx6000": 75,
-    "rtx8000": 75,
     "a30": 80,
     "a100": 80,
     "a800": 80,
@@ -101,7 +99,7 @@ _PRODUCTS: Final = {
 }
 _EXAMPLES: Final = "t4, a10, a100, l4, l40s, h100, h200, b200, rtx4090, rtx5090"
 _KNOWN: Final = frozenset({50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121})
-_NUMBER: Final = re.compile(r"(?:sm_?|compute_?)?(\d{2,3})[af]?|(\d{1,2})\.(\d)", re.ASCII)
+_NUMBER: Final = re.compile(r"(?:sm_?)?(\d{2,3})[af]?|(\d{1,2})\.(\d)", re.ASCII)
 
 
 def parse_target(text: str) -> Sm:

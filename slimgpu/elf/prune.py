@@ -23,6 +23,8 @@ _LABEL: Final = re.compile(r"(sm|compute|lto)_(\d+)([af]?)")
 _START: Final = re.compile(re.escape(fatbin.START))
 _MAX_ITEMS: Final = 2**18
 """Containers with their entries in one section; the largest seen (cuFFT) has 120,000."""
+_MAX_ODD: Final = 64
+"""Bytes that begin as a container and are none; no library has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,10 @@ def _next_container(data: memoryview, start: int, end: int) -> int:
 
 
 def scattered(data: memoryview, start: int, end: int) -> Iterator[Container]:
-    """The containers among bytes of any kind, as many as there are in any library."""
+    """The containers among bytes of any kind, as many as there are in any library, until too many are none."""
     position = start
-    for _ in range(_MAX_ITEMS):
+    count = odd = 0
+    while count < _MAX_ITEMS and odd < _MAX_ODD:
         position = _next_container(data, position, end)
         if position == end:
             return
@@ -112,9 +115,11 @@ def scattered(data: memoryview, start: int, end: int) -> Iterator[Container]:
             container = fatbin.read_container(data, position, end)
         except UnusualFileError:
             position += fatbin.ALIGNMENT
+            odd += 1
         else:
             yield container
             position += container.size
+            count += 1 + len(container.entries)
 
 
 def label(code: Code) -> str:

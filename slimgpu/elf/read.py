@@ -19,12 +19,12 @@ from elftools.elf.segments import InterpSegment, Segment
 from slimgpu.elf.fatbin import START
 from slimgpu.elf.sections import NAMES
 from slimgpu.elf.strip import is_debug
-from slimgpu.elf.tables import SectionFlag
+from slimgpu.elf.tables import SectionFlag, merged
 from slimgpu.errors import ImageError
 from slimgpu.rootfs.content import PIECE, FileBytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 MAGIC: Final = b"\x7fELF"
@@ -91,18 +91,18 @@ def read_elf(path: Path, offset: int, size: int, what: str) -> ElfFacts:
 
 def _has_code(data: FileBytes, offset: int, size: int, elf: ELFFile) -> bool:
     """Whether containers of GPU code lie among the data of the file."""
-    for section in elf.iter_sections():
-        if (
-            section["sh_type"] != "SHT_PROGBITS"
-            or section["sh_flags"] & _DATA_MASK != SectionFlag.ALLOC
-            or section.name in NAMES
-        ):
-            continue
-        start = section["sh_offset"]
-        for position in range(start, min(start + section["sh_size"], size), PIECE):
-            if START in data.read(offset + position, min(PIECE + len(START), size - position)):
+    for first, last in merged(_data_spans(elf, size)):
+        for position in range(first, last, PIECE):
+            if START in data.read(offset + position, min(PIECE + len(START), last - position)):
                 return True
     return False
+
+
+def _data_spans(elf: ELFFile, size: int) -> Iterator[tuple[int, int]]:
+    for section in elf.iter_sections():
+        is_data = section["sh_type"] == "SHT_PROGBITS" and section["sh_flags"] & _DATA_MASK == SectionFlag.ALLOC
+        if is_data and section.name not in NAMES:
+            yield min(section["sh_offset"], size), min(section["sh_offset"] + section["sh_size"], size)
 
 
 def _facts(elf: ELFFile, size: int, *, scattered: bool) -> ElfFacts:

@@ -15,7 +15,7 @@ from slimgpu.elf import fatbin
 from slimgpu.elf.fatbin import Container
 from slimgpu.elf.pointers import Pointers, pointers_into
 from slimgpu.elf.prune import Census, Data, Item, Pruned, prune, read_items
-from slimgpu.elf.tables import SectionFlag, SectionType
+from slimgpu.elf.tables import SectionFlag, SectionType, merged
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
@@ -31,17 +31,22 @@ serves every architecture, found by tables of its own) and stay as they are."""
 
 
 def code_sections(tables: Tables) -> list[Section]:
-    """The sections that are pruned."""
-    return [s for s in tables.sections if s.name in NAMES and s.allocated and s.size and s.type != SectionType.NOBITS]
+    """The sections that are pruned, by offset; `UnusualFileError` when they overlap."""
+    found = [s for s in tables.sections if s.name in NAMES and s.allocated and s.size and s.type != SectionType.NOBITS]
+    found.sort(key=lambda section: section.offset)
+    if any(first.end > second.offset for first, second in pairwise(found)):
+        raise UnusualFileError("sections with GPU code overlap")
+    return found
 
 
-def scattered_sections(tables: Tables) -> list[Section]:
-    """Other sections with data, in which containers may lie."""
-    return [
-        s
-        for s in tables.sections
-        if s.allocated and s.type == SectionType.PROGBITS and s.name not in NAMES and not s.flags & SectionFlag.EXEC
-    ]
+def scattered_spans(tables: Tables) -> list[tuple[int, int]]:
+    """The stretches of other data, in which containers may lie; they do not overlap."""
+    found = []
+    for section in tables.sections:
+        is_data = section.allocated and section.type == SectionType.PROGBITS and not section.flags & SectionFlag.EXEC
+        if is_data and section.name not in NAMES:
+            found.append((section.offset, section.end))
+    return merged(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,10 @@ def prune_sections(
 
     Raises `UnusualFileError` for containers, or pointers to them, that are not as compilers and linkers make them.
     """
-    sections = sorted(code_sections(tables), key=lambda section: section.offset)
+    sections = code_sections(tables)
     for section in sections:
         if tables.file_offset(section.address) != section.offset:
             raise UnusualFileError(f"section {section.name} is not mapped as it says")
-    if any(first.end > second.offset for first, second in pairwise(sections)):
-        raise UnusualFileError("sections with GPU code overlap")
     if not sections:
         return ()
     pointers = pointers_into(data, tables, [(s.address, s.address + s.size) for s in sections])

@@ -11,7 +11,7 @@ from slimgpu.elf.choice import Policy
 from slimgpu.elf.fatbin import Container
 from slimgpu.elf.prune import Census, prune, read_items, scattered
 from slimgpu.elf.rewrite import Rewriter
-from slimgpu.elf.sections import code_sections, prune_sections, scattered_sections
+from slimgpu.elf.sections import code_sections, prune_sections, scattered_spans
 from slimgpu.elf.strip import unneeded
 from slimgpu.elf.tables import Tables, read_tables
 from slimgpu.errors import ImageError, UnusualFileError
@@ -32,8 +32,8 @@ class Wanted:
     """Whether symbol tables and debug information go."""
 
 
-EVERYTHING: Final = Wanted()
-"""What no GPU has to do with."""
+SYMBOLS_ONLY: Final = Wanted()
+"""What goes for every GPU."""
 NOTHING: Final = Wanted(symbols=False)
 """Only tells what GPU code there is."""
 
@@ -95,7 +95,8 @@ def _shrink_elf(data: memoryview, wanted: Wanted, census: Census) -> Shrunk:
             _count(data, section.offset, section.end, census)
     _count_scattered(data, tables, census)
     symbols = sum(tables.sections[number].end - tables.sections[number].offset for number in dropped)
-    method = "" if not packed else "packed" if all(packed) else "in place"
+    changed = census.before != census.after
+    method = "" if not packed or not changed else "packed" if all(packed) else "in place"
     return _result(data, census, rewriter.finish(), symbols, method)
 
 
@@ -122,8 +123,8 @@ def _count(data: memoryview, start: int, end: int, census: Census) -> None:
 
 def _count_scattered(data: memoryview, tables: Tables, census: Census) -> None:
     """Note containers in other sections, which nothing is known of and which stay."""
-    for section in scattered_sections(tables):
-        for container in scattered(data, section.offset, section.end):
+    for start, end in scattered_spans(tables):
+        for container in scattered(data, start, end):
             census.keep(container)
             census.scattered += container.size
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 PAGES: Final = {62: 4096, 183: 65536}
 """The machines that are rewritten (x86-64, AArch64), with the largest page that their kernels map files by."""
@@ -271,6 +271,17 @@ def read_tables(data: memoryview) -> Tables:
     _check_segments(tables, len(data))
     _check_sections(tables, len(data))
     return tables
+
+
+def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same stretches in order, those that overlap joined."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
 
 
 def _require(condition: object, complaint: str) -> None:

@@ -108,7 +108,7 @@ def _owners(analysis: Analysis) -> Table:
     return table
 
 
-def _gpu_code(code: GpuCodeSummary, limit: int | None) -> Iterator[Table]:
+def _gpu_code(code: GpuCodeSummary, limit: int | None) -> Iterator[RenderableType]:
     """Bytes by architecture and, when GPUs are named, by library."""
     stays = f"stays for {', '.join(code.targets)}>" if code.targets else ""
     table = _table("GPU code", "bytes>", *([stays] if stays else []), "for")
@@ -123,6 +123,11 @@ def _gpu_code(code: GpuCodeSummary, limit: int | None) -> Iterator[Table]:
             what = f"{name}: {library.untouched}" if library.untouched else name
             table.add_row(format_size(library.bytes), format_size(library.kept), how, _text(what))
         yield table
+        missing = sum(len(library.missing) for library in code.libraries)
+        if missing:
+            yield Text(
+                f"{missing} kernels have nothing but PTX for these GPUs: a build with --gpu-native refuses that."
+            )
 
 
 def _findings(findings: Sequence[Finding], limit: int | None) -> Table:

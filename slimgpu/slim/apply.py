@@ -95,7 +95,8 @@ def _fits(action: Action, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -
         return is_file(action.path) and is_file(action.target)
     if action.do is Do.SHRINK:
         return action.path in shrunk
-    return action.do is Do.DROP or (action.path.endswith((STATUS, RECORD)) and is_file(action.path))
+    can_edit = action.path == STATUS or action.path.endswith(RECORD)
+    return action.do is Do.DROP or (can_edit and is_file(action.path))
 
 
 class _Copier:

@@ -139,9 +139,12 @@ def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Pla
     drops.settle_links()
     removed = _remove_packages(facts, drops, keep)
     drops.follow(keep)
-    shrunk = [_shrink_action(one) for one in shrinks(facts, keep) if one.path not in drops.actions]
-    check_native(facts, drops.actions)
-    _edit_records(facts, drops, {action.path for action in shrunk}, keep)
+    links = drops.links()
+    shrunk = [_shrink_action(one) for one in shrinks(facts, keep, links) if one.path not in drops.actions]
+    check_native(facts, lambda path: path in drops.actions or keep.match(path))
+    changed = {action.path for action in shrunk}
+    changed |= {path for path, target in links.items() if target in changed}
+    _edit_records(facts, drops, changed, keep)
     return Plan(
         schema=SCHEMA,
         image=image.name,
@@ -163,9 +166,9 @@ def _shrink_action(one: Shrink) -> Action:
     return Action(one.path, Do.SHRINK, one.rule, one.reason, one.bytes)
 
 
-def _edit_records(facts: Facts, drops: _Drops, shrunk: Collection[str], keep: Patterns) -> None:
+def _edit_records(facts: Facts, drops: _Drops, changed: Collection[str], keep: Patterns) -> None:
     """Let the records of distributions tell the truth about files that go or change."""
-    changes = list(stale_records(facts, lambda path: path in shrunk or drops.gone(path)))
+    changes = list(stale_records(facts, lambda path: path in changed or drops.gone(path)))
     for record, count in changes:
         if not keep.match(record):
             drops.add(Action(record, Do.EDIT, RECORDS, f"{count} of the files that it names go or change", 0))
@@ -202,6 +205,10 @@ class _Drops:
     def gone(self, path: str) -> bool:
         action = self.actions.get(path)
         return action is not None and action.do is Do.DROP
+
+    def links(self) -> dict[str, str]:
+        """What becomes a link, and the path whose file it then shares."""
+        return {path: action.target for path, action in self.actions.items() if action.do is Do.LINK}
 
     def settle_links(self) -> None:
         """Leave alone what would be linked to a file that goes or is itself a link."""

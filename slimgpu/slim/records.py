@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import posixpath
+import re
 from typing import TYPE_CHECKING, Final
+
+from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,14 +24,26 @@ if TYPE_CHECKING:
 RECORD: Final = ".dist-info/RECORD"
 _MAX_RECORD: Final = 256 * 1024 * 1024
 _FIELDS: Final = 3
+_LINE: Final = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 def stale_records(facts: Facts, changes: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
-    """The RECORD of each distribution that stays, with how many of the files that it names change or go."""
+    """The RECORD of each distribution that stays, with how many of the files that it names change or go.
+
+    One that is no ordinary file, or is signed, stays as it is.
+    """
+    nodes = facts.files.nodes
     for distribution in facts.distributions:
+        record = distribution.record
         count = sum(map(changes, distribution.files))
-        if distribution.record in facts.files.nodes and count and not changes(distribution.record):
-            yield distribution.record, count
+        if count and record in nodes and not changes(record) and not _is_signed(facts.files, record):
+            entry = nodes[record].inode.entry
+            if entry.kind is Kind.FILE and entry.extents is None:
+                yield record, count
+
+
+def _is_signed(files: FileSystem, record: str) -> bool:
+    return any(f"{record}.{ending}" in files.nodes for ending in ("jws", "p7s"))
 
 
 def edited_record(files: FileSystem, record: str, now: Callable[[str], Entry | None]) -> bytes:
@@ -37,7 +53,7 @@ def edited_record(files: FileSystem, record: str, now: Callable[[str], Entry | N
     """
     location = posixpath.dirname(posixpath.dirname(record))
     text = files.read(record, _MAX_RECORD).decode(errors="surrogateescape")
-    lines = (_line(line, location, files, now) for line in text.splitlines(keepends=True))
+    lines = (_line(line, location, files, now) for line in _LINE.findall(text))
     return "".join(lines).encode(errors="surrogateescape")
 
 
@@ -52,12 +68,12 @@ def _line(line: str, location: str, files: FileSystem, now: Callable[[str], Entr
     entry = now(path)
     if entry is None:
         return ""
-    before = files.nodes[path].inode.entry
-    if not row[1] or entry.digest == before.digest:
+    if not row[1] or entry.digest == files.nodes[path].inode.entry.digest:
         return line
+    out = io.StringIO()
     ending = line[len(line.rstrip("\r\n")) :]
-    name = line.rstrip("\r\n").removesuffix(f",{row[1]},{row[2]}")
-    return f"{name},sha256={_encoded(entry.digest)},{entry.size}{ending}"
+    csv.writer(out, lineterminator=ending).writerow([row[0], f"sha256={_encoded(entry.digest)}", entry.size])
+    return out.getvalue()
 
 
 def _encoded(digest: str) -> str:

@@ -12,7 +12,7 @@ from slimgpu.elf.choice import Policy
 from slimgpu.errors import MissingGpuCodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from slimgpu.analysis.facts import Facts
     from slimgpu.rootfs.patterns import Patterns
@@ -55,24 +55,31 @@ class Shrink:
     bytes: int
 
 
-def shrinks(facts: Facts, keep: Patterns) -> Iterator[Shrink]:
-    """What the rules shrink; a file stays whole under all its names when one of them is kept."""
-    kept = {id(node.inode) for path, node in facts.files.files() if keep.match(path)}
+def shrinks(facts: Facts, keep: Patterns, links: Mapping[str, str]) -> Iterator[Shrink]:
+    """What the rules shrink; a file stays whole under all its names when one of them is kept or sealed.
+
+    ``links`` are the names that files get from others with the same bytes.
+    """
+    whole = {path for path, _ in facts.files.files() if path in facts.seals or keep.match(path)}
+    whole |= {target for path, target in links.items() if path in whole}
+    inodes = {id(facts.files.nodes[path].inode) for path in whole}
     for rule in RULES:
         if rule.effect is Effect.SHRINK and rule.partial is not None:
             for match in rule.find(facts):
-                if id(facts.files.nodes[match.path].inode) not in kept:
+                if id(facts.files.nodes[match.path].inode) not in inodes:
                     yield Shrink(match.path, rule.id, match.evidence, rule.partial(facts, match.path))
 
 
-def check_native(facts: Facts, gone: Mapping[str, object]) -> None:
-    """Raise `MissingGpuCodeError` when only native code may stay and kernels of files that stay would need PTX."""
-    lacking = {p: f.result.missing for p, f in facts.shrunk.items() if f.result.missing and p not in gone}
+def check_native(facts: Facts, spared: Callable[[str], bool]) -> None:
+    """Raise `MissingGpuCodeError` when only native code may stay and kernels outside of ``spared`` paths need PTX."""
+    lacking = {path: file.result.missing for path, file in facts.shrunk.items() if file.result.missing}
+    lacking = {path: names for path, names in lacking.items() if not spared(path)}
     if lacking:
         path = max(lacking, key=lambda path: (len(lacking[path]), path))
-        names = ", ".join(lacking[path][:_SHOWN])
-        count = sum(map(len, lacking.values()))
+        shown = lacking[path][:_SHOWN]
+        more = ", ..." if len(shown) < len(lacking[path]) else ""
         raise MissingGpuCodeError(
-            f"{count} kernels in {len(lacking)} files have nothing but PTX for a GPU that is wanted, most of them in "
-            f"{path} ({names}, ...); leave out --gpu-native, or compile these files for that GPU"
+            f"kernels have nothing but PTX for a GPU that is wanted: {sum(map(len, lacking.values()))}, most in "
+            f"{path} ({', '.join(shown)}{more}); leave out --gpu-native, keep these files with --keep, or compile them "
+            "for that GPU"
         )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MIN: Final = 4096
+_RECORD: Final = ".dist-info/RECORD"
 _SYSTEM: Final = ("usr/", "opt/", "lib/", "lib64/")
 
 
@@ -21,7 +22,8 @@ def _find(facts: Facts) -> Iterator[Match]:
         entry = node.inode.entry
         # Only what a package manager put there and only root writes: a program could write one of its own files.
         shared = path in facts.owners and path.startswith(_SYSTEM) and not entry.mode & 0o022
-        if entry.kind is not Kind.FILE or entry.size < _MIN or not shared:
+        # A record tells of its own distribution, whose files may come to differ.
+        if entry.kind is not Kind.FILE or entry.size < _MIN or not shared or path.endswith(_RECORD):
             continue
         kept = first.setdefault(_identity(entry, path), path)
         if facts.files.nodes[kept].inode is not node.inode:

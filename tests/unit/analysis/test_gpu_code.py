@@ -12,10 +12,10 @@ from slimgpu.analysis.claims import claim
 from slimgpu.analysis.rules.rule import Effect
 from slimgpu.elf.arch import parse_target
 from slimgpu.elf.choice import Policy
-from slimgpu.elf.shrink import EVERYTHING, NOTHING, Wanted, shrink_file
+from slimgpu.elf.shrink import NOTHING, SYMBOLS_ONLY, Wanted, shrink_file
 from slimgpu.errors import UsageError
 from tests.support.gpu_code import Workshop, nvcc
-from tests.support.trees import SITE, File, Hardlink, distribution, facts_of
+from tests.support.trees import SITE, File, Hardlink, Symlink, distribution, facts_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,9 +67,9 @@ def test_a_gpu_tells_what_stays(shop: Workshop, tmp_path: Path) -> None:
 
 def test_symbols_go_without_a_gpu_too(shop: Workshop, tmp_path: Path) -> None:
     library = shop.get("plain.so")
-    alone = shrink_file(library, tmp_path / "alone.so", EVERYTHING)
+    alone = shrink_file(library, tmp_path / "alone.so", SYMBOLS_ONLY)
 
-    analysis = analysis_of(tmp_path, {"usr/lib/plain.so": library.read_bytes()}, EVERYTHING)
+    analysis = analysis_of(tmp_path, {"usr/lib/plain.so": library.read_bytes()}, SYMBOLS_ONLY)
 
     assert findings(analysis)["debug.sections"] == (Effect.SHRINK, alone.before - alone.after, 1)
     assert "gpu.libraries" not in findings(analysis)
@@ -100,29 +100,40 @@ def test_files_that_are_code(shop: Workshop, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "seal",
+    ("seal", "content"),
     [
-        {"usr/lib/plain.chk": b"x"},
-        {"usr/lib/.plain.so.hmac": b"x"},
-        {"usr/lib/plain.so.sha256": b"x"},
+        ("usr/lib/plain.chk", ""),
+        ("usr/lib/.plain.so.hmac", ""),
+        ("usr/lib/.plain.so.1.hmac", ""),
+        ("usr/lib/fipscheck/plain.so.1.hmac", ""),
+        ("usr/lib/.other.so.hmac", "[plain.so]\npath = /usr/lib/plain.so\nhmac = 00\n"),
+        ("usr/lib/plain.so.sha256", ""),
+        ("usr/lib/SHA256SUMS", "00 *plain.so\n11  none\n"),
+        ("usr/checksums.txt", "00  lib/plain.so\n"),
     ],
 )
-def test_what_something_vouches_for_stays_whole(shop: Workshop, tmp_path: Path, seal: dict[str, bytes]) -> None:
-    library = shop.get("plain.so").read_bytes()
-    with facts_of(tmp_path, {"usr/lib/plain.so": library, **seal}, wanted=wanted("h100")) as (_, facts, _):
-        assert not facts.shrunk
+def test_what_something_vouches_for_stays_whole(shop: Workshop, tmp_path: Path, seal: str, content: str) -> None:
+    layer = {"usr/lib/plain.so": shop.get("plain.so").read_bytes(), "usr/lib/plain.so.1": Symlink("plain.so")}
+    analysis = analysis_of(tmp_path, {**layer, seal: content}, wanted("h100"))
+    (found,) = analysis.gpu_code.libraries
+    assert found.kept == found.bytes
+    assert found.untouched == f"{seal} vouches for its bytes"
+    assert not {"gpu.libraries", "debug.sections"} & set(findings(analysis))
 
 
-def test_signed_attributes_count_as_well(shop: Workshop, tmp_path: Path) -> None:
-    library = File(shop.get("plain.so").read_bytes(), xattrs=(("security.ima", b"\x03"),))
-    with facts_of(
-        tmp_path, {"usr/lib/plain.so": library, "usr/lib/fips.so": library.content}, wanted=wanted("h100")
-    ) as (
-        _,
-        facts,
-        _,
-    ):
-        assert not facts.shrunk
+@pytest.mark.parametrize("seal", ["usr/lib/plain.so.md", "usr/lib/other.so.sig", "opt/plain.so.sig", "usr/lib/SUMS"])
+def test_what_has_nothing_to_do_with_it_holds_nothing(shop: Workshop, tmp_path: Path, seal: str) -> None:
+    layer = {"usr/lib/plain.so": shop.get("plain.so").read_bytes(), seal: "x plain.so"}
+    assert "gpu.libraries" in findings(analysis_of(tmp_path, layer, wanted("h100")))
+
+
+@pytest.mark.parametrize(
+    ("name", "xattrs"), [("plain.so", (("security.ima", b"\x03"),)), ("fips.so", ())], ids=["attribute", "fips"]
+)
+def test_other_seals(shop: Workshop, tmp_path: Path, name: str, xattrs: tuple[tuple[str, bytes], ...]) -> None:
+    library = File(shop.get("plain.so").read_bytes(), xattrs=xattrs)
+    analysis = analysis_of(tmp_path, {f"usr/lib/{name}": library}, wanted("h100"))
+    assert analysis.gpu_code.libraries[0].untouched.endswith(" vouches for its bytes")
 
 
 def test_a_gpu_for_which_there_is_nothing(shop: Workshop, tmp_path: Path) -> None:
@@ -146,6 +157,6 @@ def test_code_in_other_places_is_told_and_left_alone(shop: Workshop, tmp_path: P
     analysis = analysis_of(tmp_path, {"usr/lib/data.so": (tmp_path / "data.so").read_bytes()}, wanted("h100"))
 
     (found,) = analysis.gpu_code.libraries
-    assert found.kept == found.bytes or found.method == ""
+    assert found.method == ""
     assert found.scattered == len(fatbin)
     assert analysis.gpu_code.kept == analysis.gpu_code.bytes == len(fatbin) - 16
