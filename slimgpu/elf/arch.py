@@ -48,6 +48,9 @@ class Sm:
 _EMBEDDED: Final = frozenset({32, 53, 62, 72, 87, 101, 110})
 
 _PRODUCTS: Final = {
+    "p100": 60,
+    "p4": 61,
+    "p40": 61,
     "v100": 70,
     "titanv": 70,
     "t4": 75,
@@ -67,7 +70,9 @@ _PRODUCTS: Final = {
     "rtx3060": 86,
     "rtx3070": 86,
     "rtx3080": 86,
+    "rtx3080ti": 86,
     "rtx3090": 86,
+    "rtx3090ti": 86,
     "orin": 87,
     "l4": 89,
     "l20": 89,
@@ -77,6 +82,7 @@ _PRODUCTS: Final = {
     "rtx6000ada": 89,
     "rtx4060": 89,
     "rtx4070": 89,
+    "rtx4070ti": 89,
     "rtx4080": 89,
     "rtx4090": 89,
     "h20": 90,
@@ -92,32 +98,42 @@ _PRODUCTS: Final = {
     "thor": 110,
     "rtx5060": 120,
     "rtx5070": 120,
+    "rtx5070ti": 120,
     "rtx5080": 120,
     "rtx5090": 120,
     "rtxpro6000": 120,
     "gb10": 121,
 }
+_MAKERS: Final = frozenset({"nvidia", "geforce", "tesla", "jetson"})
 _EXAMPLES: Final = "t4, a10, a100, l4, l40s, h100, h200, b200, rtx4090, rtx5090"
 _KNOWN: Final = frozenset({50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121})
 _NUMBER: Final = re.compile(r"(?:sm_?)?(\d{2,3})[af]?|(\d{1,2})\.(\d)", re.ASCII)
 
 
 def parse_target(text: str) -> Sm:
-    """The architecture of a GPU that is named as a product (``h100``), ``sm_90``, ``sm_90a``, ``9.0`` or ``90``.
+    """The architecture of a GPU by its product (also as nvidia-smi prints it), or from ``sm_90``, ``9.0`` or ``90``.
 
     A GPU runs its architecture's plain, specific and family code alike, so a suffix means nothing here.
     Raises `UsageError` for a name that is not known.
     """
-    name = re.sub(r"[\s_-]|nvidia|geforce", "", text.lower())
-    number = _PRODUCTS.get(name, 0)
-    match = _NUMBER.fullmatch(text.strip().lower())
-    if match:
-        number = int(match[1]) if match[1] else int(match[2]) * 10 + int(match[3])
+    number = _number(text) or _product(text)
     if number not in _KNOWN:
-        raise UsageError(f"{text!r} is no GPU that slimgpu knows; name a product ({_EXAMPLES}) or sm_90, sm_100, ...")
+        raise UsageError(
+            f"{text!r} is no GPU that slimgpu knows; name a product ({_EXAMPLES}) or sm_90, sm_100, ..., and "
+            "repeat --gpu for more than one"
+        )
     return Sm(number)
 
 
-def products(sm: Sm) -> list[str]:
-    """The names of the products with that architecture."""
-    return [name for name, number in _PRODUCTS.items() if number == sm.number]
+def _number(text: str) -> int:
+    match = _NUMBER.fullmatch(text.strip().lower())
+    if match is None:
+        return 0
+    return int(match[1]) if match[1] else int(match[2]) * 10 + int(match[3])
+
+
+def _product(text: str) -> int:
+    """The number for the longest known name that the words begin with; 0 for none."""
+    words = [word for word in re.split(r"[\s_-]+", text.lower()) if word not in _MAKERS]
+    names = ("".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((_PRODUCTS[name] for name in names if name in _PRODUCTS), 0)

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimgpu.parallel import default_jobs, ordered_map, readahead
+from slimgpu.errors import SlimgpuError
+from slimgpu.parallel import default_jobs, ordered_map, process_pool, readahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,3 +134,42 @@ def test_the_number_of_workers_is_what_the_process_may_use() -> None:
     finally:
         os.sched_setaffinity(0, allowed)
     assert default_jobs() == len(allowed)
+
+
+def test_a_worker_that_is_killed_ends_in_one_sentence() -> None:
+    killed = pytest.raises(SlimgpuError, match=r"a worker process was killed.*run again with fewer workers")
+    with killed, process_pool(2, "os") as pool:
+        pool.submit(signal.raise_signal, signal.SIGKILL).result()
+
+
+def interrupted_pool(pids: list[int]) -> None:
+    with process_pool(2, "os") as pool:
+        pids += [pool.submit(os.getpid).result() for _ in range(2)]
+        for _ in range(8):
+            pool.submit(time.sleep, 3600)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.timeout(120)
+def test_workers_end_at_once_when_the_block_fails() -> None:
+    pids: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_pool(pids)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.timeout(120)
+def test_workers_end_with_their_owner() -> None:
+    source = """
+import os, signal, time
+from slimgpu.parallel import process_pool
+if __name__ == "__main__":
+    with process_pool(1, "os") as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 3600)
+        signal.raise_signal(signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    while Path(f"/proc/{done.stdout.strip()}").exists():
+        time.sleep(0.05)
