@@ -12,8 +12,8 @@ from slimgpu.errors import UsageError
         ("t4", 75), ("T4", 75), ("a100", 80), ("A10G", 86), ("l4", 89), ("L40S", 89), ("h100", 90), ("NVIDIA H100", 90),
         ("b200", 100), ("gb300", 103), ("rtx4090", 89), ("GeForce RTX 4090", 89), ("NVIDIA GeForce RTX-5090", 120),
         ("rtx_6000_ada", 89), ("RTX PRO 6000", 120), ("NVIDIA H100 80GB HBM3", 90), ("NVIDIA A100-SXM4-80GB", 80),
-        ("Tesla T4", 75), ("NVIDIA RTX 6000 Ada Generation", 89), ("rtx 4080 super", 89), ("p100", 60), ("gb10", 121), ("orin", 87),
-        ("thor", 110),
+        ("Tesla T4", 75), ("NVIDIA RTX 6000 Ada Generation", 89), ("rtx 4080 super", 89), ("p100", 60), ("gb10", 121),
+        ("orin", 87), ("thor", 110),
         ("90", 90), ("9.0", 90), ("12.0", 120), ("10.3", 103), ("sm_90", 90), ("sm90", 90), ("SM_90a", 90),
     ],
 )  # fmt: skip
