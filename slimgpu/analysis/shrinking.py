@@ -117,21 +117,28 @@ def _mapped(works: Iterable[_Work], count: int, context: Context) -> Iterator[by
 
 
 @cache
-def _content(tar: Path) -> memoryview:
+def _mapping(tar: Path) -> mmap.mmap:
     """A spooled layer, which never changes."""
     with tar.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
 def _shrink_one(work: _Work) -> bytes:
-    data = _content(work.tar)[work.offset : work.offset + work.size]
-    result = shrink(data, work.wanted)
-    hasher = hashlib.sha256()
+    layer = _mapping(work.tar)
+    try:
+        return _dump(_shrunk(memoryview(layer)[work.offset : work.offset + work.size], work.wanted))
+    finally:
+        layer.madvise(mmap.MADV_DONTNEED)  # else every page ever looked at counts as this process's memory
+
+
+def _shrunk(data: memoryview, wanted: Wanted) -> ShrunkFile:
+    result = shrink(data, wanted)
     if result.splice is None:
-        return _dump(ShrunkFile(result))
+        return ShrunkFile(result)
+    hasher = hashlib.sha256()
     for piece in result.splice.content(lambda offset, size: data[offset : offset + size]):
         hasher.update(piece)
-    return _dump(ShrunkFile(result, f"sha256:{hasher.hexdigest()}"))
+    return ShrunkFile(result, f"sha256:{hasher.hexdigest()}")
 
 
 def _dump(file: ShrunkFile) -> bytes:

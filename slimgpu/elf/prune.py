@@ -141,13 +141,14 @@ def prune(data: memoryview, container: Container, policy: Policy, census: Census
     census.count(container)
     census.missing += _missing(data, container, policy, choice)
     kept = [entry for number, entry in enumerate(container.entries) if number in choice.kept]
-    for entry in kept:
-        census.after[label(entry.code)] += entry.size
     parts: list[tuple[int, int] | bytes] = [(entry.offset, entry.size) for entry in kept]
     if not kept and container.entries:
         parts = [_left_over(container.entries)]
         census.placeholders += 1
     size = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
+    unchanged = fatbin.HEADER.size + size == container.size
+    for entry in container.entries if unchanged else kept:
+        census.after[label(entry.code)] += entry.size
     header = fatbin.HEADER.pack(fatbin.MAGIC, 1, fatbin.HEADER.size, size)
     return Pruned((header, *parts), fatbin.HEADER.size + size)
 

@@ -49,7 +49,8 @@ class Shrunk:
     symbols: int = 0
     """Of symbol tables and debug information that went."""
     method: str = ""
-    """What happened to GPU code: ``packed``, or ``in place`` when not all of it could move."""
+    """What happened to GPU code: ``packed``, or ``in place`` when not all of it could move. Programs are as long as
+    before then, with zeros that compress well."""
     untouched: str = ""
     """Why a file that was to change did not."""
     code_before: tuple[tuple[str, int], ...] = ()
@@ -112,7 +113,7 @@ def _shrink_fatbin(data: memoryview, wanted: Wanted, census: Census) -> Shrunk:
         out.zeros(-out.size % fatbin.ALIGNMENT)
         for part in prune(data, item, wanted.policy, census).parts:
             out.add(part)
-    return _result(data, census, out.finish(), 0, "packed")
+    return _result(data, census, out.finish(), 0, "packed" if census.before != census.after else "")
 
 
 def _count(data: memoryview, start: int, end: int, census: Census) -> None:
@@ -137,10 +138,11 @@ def _result(
     method: str = "",
     untouched: str = "",
 ) -> Shrunk:
-    """A result; a new content that is no smaller is none."""
+    """A result; a new content that holds as much as the old one is none."""
     missing = tuple(census.missing)
     before = tuple(sorted(census.before.items()))
-    if splice is None or splice.size >= len(data):
+    no_smaller = splice is None or splice.size > len(data) or (splice.size == len(data) and not method)
+    if splice is None or no_smaller:
         return Shrunk(
             len(data),
             len(data),

@@ -20,7 +20,7 @@ GROUP: Final = "GPU code"
 
 def _libraries(facts: Facts) -> Iterator[Match]:
     for path, shrunk in facts.shrunk.items():
-        if shrunk.result.code and shrunk.result.method:
+        if shrunk.result.method:
             before = sum(size for _, size in shrunk.result.code_before)
             after = sum(size for _, size in shrunk.result.code_after)
             yield Match(
