@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_WORTH: Final = 64 * 1024
+"""So many bytes that become zeros are worth a file of the same size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What may go."""
@@ -141,8 +145,8 @@ def _result(
     """A result; a new content that holds as much as the old one is none."""
     missing = tuple(census.missing)
     before = tuple(sorted(census.before.items()))
-    no_smaller = splice is None or splice.size > len(data) or (splice.size == len(data) and not method)
-    if splice is None or no_smaller:
+    zeroed = (census.before.total() - census.after.total()) * bool(method)
+    if splice is None or splice.size > len(data) or (splice.size == len(data) and zeroed < _WORTH):
         return Shrunk(
             len(data),
             len(data),
