@@ -19,7 +19,7 @@ from arms import Bench, Layout
 from host import TOOLS, describe
 from rich.console import Console
 from rich.table import Table
-from timing import Usage
+from timing import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,17 +46,6 @@ _COMPARISONS = (
     ("build warm", ("zstd",)),
 )
 """What of ours is held against the sum of which steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One arm in one round."""
-
-    round: int
-    arm: str
-    load: float
-    """The machine's load average when it began."""
-    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)

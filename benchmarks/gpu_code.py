@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ import click
 from host import describe
 from proof.check import Original, Proof, chunks, compressed, prove, zeroed
 from proof.docs import DOCUMENT, update
-from proof.read import SECTIONS, Reading, moved_words
+from proof.read import SECTIONS, Reading, elf_files, moved_words
 from proof.root import Root
 from proof.tool import CuObjDump, find_cuobjdump
 
@@ -276,15 +275,9 @@ def _ran(image: Image, tree: Path, mounted: Path, before: dict[str, Any], jobs: 
 
 def _elf_files(root: Path) -> Iterator[str]:
     """The names of all ELF files of that image that are more than a part of one."""
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            if path.is_symlink() or not path.is_file():
-                continue
-            with path.open("rb") as file:
-                head = file.read(20)
-            if head[:4] == _ELF and int.from_bytes(head[16:18], "little") != _RELOCATABLE:
-                yield str(path.relative_to(root))
+    for path, head in elf_files(root):
+        if int.from_bytes(head[16:18], "little") != _RELOCATABLE:
+            yield str(path.relative_to(root))
 
 
 def _machine(path: Path) -> int:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from host import describe
-from proof.read import Reading
+from proof.read import Reading, elf_files
 from rich.console import Console
 from rich.table import Table
-from timing import Usage, measure
+from timing import Sample, measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,17 +43,6 @@ class Arm:
     command: tuple[str, ...]
     cores: int
     """Those that it may use."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One arm in one round."""
-
-    round: int
-    arm: str
-    load: float
-    """The machine's load average when it began."""
-    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +88,7 @@ def main(root: Path, runs: int, work: Path | None) -> None:
 
 
 def _libraries(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            if path.is_symlink() or not path.is_file():
-                continue
-            with path.open("rb") as file:
-                head = file.read(20)
-            if head[:4] == b"\x7fELF" and head[18] in (62, 183) and Reading(path).code():
-                yield path
+    return (path for path, head in elf_files(root) if head[18] in (62, 183) and Reading(path).code())
 
 
 def _arms(files: Sequence[str], out: Path) -> Iterator[Arm]:

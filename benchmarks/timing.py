@@ -38,6 +38,17 @@ class Usage:
     """Peak of the sum over all processes, sampled ten times a second; pages they share count in each."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One arm in one round."""
+
+    round: int
+    arm: str
+    load: float
+    """The machine's load average when it began."""
+    usage: Usage
+
+
 def measure(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Usage:
     """Run a command to its end with its output thrown away; raises `click.ClickException` when it fails."""
     _adopt_orphans()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elftools.elf.elffile import ELFFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 SECTIONS = (".nv_fatbin", "__nv_relfatbin", ".cask_resource")
 """The sections that slimgpu prunes. NVIDIA's cuobjdump lists them in this order."""
 MAGIC = bytes.fromhex("50ed55ba01001000")
 HEADER = 16
 PLACEHOLDER = 256
+_HEAD = 20
 """Bytes of the empty cubin that stands for code of which nothing can run."""
 
 _SIZE = struct.Struct("<8xQ")
@@ -168,3 +170,15 @@ def _words(data: bytes) -> tuple[int, ...]:
 def flat(containers: Iterable[Container]) -> list[Entry]:
     """The entries of all containers in order."""
     return [entry for container in containers for entry in container.entries]
+
+
+def elf_files(root: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every ELF file below a directory that is no link, with its first bytes."""
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in names):
+            if path.is_symlink() or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+            if head[:4] == b"\x7fELF":
+                yield path, head

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from slimgpu.elf.choice import Policy
 from slimgpu.elf.cubin import is_useful
 from slimgpu.elf.prune import label, parse_label
 from slimgpu.errors import UsageError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from slimgpu.analysis.facts import Facts
     from slimgpu.analysis.shrinking import ShrunkFile
-    from slimgpu.elf.choice import Code, Policy
+    from slimgpu.elf.choice import Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def codes_in(files: Iterable[ShrunkFile]) -> set[Code]:
 def check_targets(policy: Policy | None, codes: Collection[Code]) -> None:
     """Raise `UsageError` when a GPU is wanted that can use none of an image's GPU code."""
     for target in policy.targets if policy is not None and codes else ():
-        if not any(is_useful(code, (target,)) for code in codes):
+        if not any(is_useful(code, Policy((target,))) for code in codes):
             there = ", ".join(sorted(map(label, codes)))
             raise UsageError(
                 f"nothing in the image runs on {target}: it has {there}; name other GPUs with --gpu, or none"
@@ -90,7 +91,7 @@ def summarize_gpu_code(facts: Facts) -> GpuCodeSummary:
     policy = facts.wanted.policy
     for path, code in facts.gpu_files.items():
         before[label(code)] += facts.size(path)
-        after[label(code)] += facts.size(path) if policy is None or is_useful(code, policy.targets) else 0
+        after[label(code)] += facts.size(path) if policy is None or is_useful(code, policy) else 0
     return GpuCodeSummary(
         targets=tuple(map(str, policy.targets)) if policy is not None else (),
         bytes=before.total(),

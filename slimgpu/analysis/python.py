@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from slimgpu.rootfs.filesystem import FileSystem
 
 METADATA: Final = ".dist-info/METADATA"
+RECORD: Final = ".dist-info/RECORD"
 _MAX_METADATA: Final = 16 * 1024 * 1024
-_MAX_RECORD: Final = 256 * 1024 * 1024
+MAX_RECORD: Final = 256 * 1024 * 1024
 _REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -81,7 +82,7 @@ def _text(files: FileSystem, path: str, limit: int) -> str:
 
 def _recorded(files: FileSystem, record: str) -> Iterator[str]:
     try:
-        for row in csv.reader(_text(files, record, _MAX_RECORD).splitlines()):
+        for row in csv.reader(_text(files, record, MAX_RECORD).splitlines()):
             if row and row[0]:
                 yield row[0]
     except csv.Error:

@@ -12,7 +12,7 @@ from typing import Final
 
 from slimgpu.elf import fatbin
 from slimgpu.elf.arch import Sm, Variant
-from slimgpu.elf.choice import Code, Form, compiles_for, runs_on
+from slimgpu.elf.choice import Code, Form, Policy, compiles_for, runs_on
 from slimgpu.elf.read import EM_CUDA, MAGIC
 
 NEEDED: Final = 4096
@@ -57,7 +57,8 @@ def _architecture(header: bytes) -> Sm:
     return Sm(number, Variant.SPECIFIC if specific else Variant.PLAIN)
 
 
-def is_useful(code: Code, targets: tuple[Sm, ...]) -> bool:
-    """Whether any of the targets can run it, or compile it."""
+def is_useful(code: Code, policy: Policy) -> bool:
+    """Whether any of the targets can run it, or compile it; PTX also where that stays for GPUs to come."""
     usable = runs_on if code.form == Form.CUBIN else compiles_for
-    return any(usable(code.sm, target) for target in targets)
+    to_come = policy.keep_ptx and code.form == Form.PTX and code.sm.variant is Variant.PLAIN
+    return to_come or any(usable(code.sm, target) for target in policy.targets)

@@ -23,6 +23,7 @@ from slimgpu.elf.tables import (
     SectionType,
     Segment,
     SegmentType,
+    Span,
     Tables,
     is_program,
     is_zero,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 _MAX_CUTS: Final = 64
 """Each costs the process a mapping."""
 _TABLE_ALIGNMENT: Final = 8
-
-Span = tuple[int, int]
-"""Start and end of a stretch of the original file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.elf.tables import SectionType, SegmentType, dynamic_tags
+from slimgpu.elf.tables import SYMBOL, SectionType, SegmentType, Span, dynamic_tags
 from slimgpu.errors import UnusualFileError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _RELATIVE: Final = {62: 8, 183: 1027}
 """The relocation that stores the library's base plus a number, by machine."""
 _RELA: Final = struct.Struct("<QQq")
-_SYMBOL: Final = struct.Struct("<IBBHQQ")
 _WORD: Final = 8
 _ROWS: Final = 2**16
 """How many relocations are taken apart at once."""
@@ -44,9 +43,6 @@ _ANDROID: Final = range(0x6000000F, 0x60000013)
 """Packed relocations of Android's linker."""
 _TLS: Final = 6
 """The type of symbols whose values are no addresses."""
-
-Span = tuple[int, int]
-"""Start and end of a stretch of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +112,8 @@ class _Search:
         address = tags.get(_DT_SYMTAB)
         for section in self._tables.sections:
             if section.type == SectionType.DYNSYM and section.address == address:
-                table = self._table(address, section.size - section.size % _SYMBOL.size)
-                symbols = list(_SYMBOL.iter_unpack(table))
+                table = self._table(address, section.size - section.size % SYMBOL.size)
+                symbols = list(SYMBOL.iter_unpack(table))
                 if any(symbol[0] >= names for symbol in symbols):
                     raise UnusualFileError("a dynamic symbol's name is not among its names")
                 for _, info, _, number, value, size in symbols:

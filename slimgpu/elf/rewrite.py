@@ -6,13 +6,12 @@ What is mapped stays at its address; freed pages leave the file, see `slimgpu.el
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.elf.layout import Layout, Span, lay_out
-from slimgpu.elf.tables import SEGMENT_SIZE, Section, SectionFlag, SectionType, Tables
+from slimgpu.elf.layout import Layout, lay_out
+from slimgpu.elf.tables import SEGMENT_SIZE, SYMBOL, Section, SectionFlag, SectionType, Span, Tables
 from slimgpu.errors import UnusualFileError
 from slimgpu.rootfs.splice import Splice, SpliceBuilder
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 _OWN: Final = -1
 _FREE: Final = -2
-_SYMBOL: Final = struct.Struct("<IBBHQQ")
 _SYMBOL_SECTION: Final = 6
 """Where in a symbol the number of its section is."""
 _RESERVED: Final = 0xFF00
@@ -102,11 +100,11 @@ def _renumbered_symbols(data: memoryview, tables: Tables, numbers: dict[int, int
     if len(sections) > 1:
         raise UnusualFileError("it has several tables of dynamic symbols")
     for section in sections:
-        whole = section.size - section.size % _SYMBOL.size
-        symbols = _SYMBOL.iter_unpack(data[section.offset : section.offset + whole])
+        whole = section.size - section.size % SYMBOL.size
+        symbols = SYMBOL.iter_unpack(data[section.offset : section.offset + whole])
         for position, (_, _, _, number, _, _) in enumerate(symbols):
             if number < _RESERVED and numbers.get(number, 0) != number:
-                at = section.offset + position * _SYMBOL.size + _SYMBOL_SECTION
+                at = section.offset + position * SYMBOL.size + _SYMBOL_SECTION
                 yield _Edit(at, at + 2, _OWN, numbers.get(number, 0).to_bytes(2, "little"))
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from slimgpu.elf.choice import Policy
     from slimgpu.elf.rewrite import Rewriter
-    from slimgpu.elf.tables import Section, Tables
+    from slimgpu.elf.tables import Section, Span, Tables
 
 NAMES: Final = (".nv_fatbin", "__nv_relfatbin", ".cask_resource")
 """Sections of which containers are the whole or a known part. Others hold some too (``.ldata`` of cuFFT: code that
@@ -39,7 +39,7 @@ def code_sections(tables: Tables) -> list[Section]:
     return found
 
 
-def scattered_spans(tables: Tables) -> list[tuple[int, int]]:
+def scattered_spans(tables: Tables) -> list[Span]:
     """The stretches of other data, in which containers may lie; they do not overlap."""
     found = []
     for section in tables.sections:

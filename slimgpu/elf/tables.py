@@ -22,6 +22,8 @@ PAGES: Final = {62: 4096, 183: 65536}
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT: Final = struct.Struct("<IIQQQQQQ")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
+SYMBOL: Final = struct.Struct("<IBBHQQ")
+"""Name, type and binding, visibility, section, value, size."""
 SEGMENT_SIZE: Final = _SEGMENT.size
 SECTION_SIZE: Final = _SECTION.size
 HEADER_SIZE: Final = _HEADER.size
@@ -39,6 +41,10 @@ _MAX_NAMES: Final = 16 * 1024 * 1024
 _MAX_NAME: Final = 4096
 _RESERVED: Final = 0xFF00
 """From this number on, section numbers mean something else."""
+
+
+Span = tuple[int, int]
+"""Start and end of a stretch, of the file or of memory."""
 
 
 class Type(IntEnum):
@@ -273,9 +279,9 @@ def read_tables(data: memoryview) -> Tables:
     return tables
 
 
-def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def merged(spans: Iterable[Span]) -> list[Span]:
     """The same stretches in order, those that overlap joined."""
-    found: list[tuple[int, int]] = []
+    found: list[Span] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
             found[-1] = (found[-1][0], max(end, found[-1][1]))

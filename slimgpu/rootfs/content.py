@@ -59,12 +59,6 @@ class FileBytes:
             position, offset = start + length, offset + length
         yield from zeros(entry.size - position)
 
-    def whole(self, entry: Entry, limit: int) -> bytes:
-        """A small file at once; `ImageError` when it is larger than ``limit`` bytes."""
-        if entry.size > limit:
-            raise ImageError(f"{entry.path} is {entry.size} bytes long, more than the {limit} it may have")
-        return b"".join(self.content(entry))
-
     def _pieces(self, offset: int, size: int) -> Iterator[bytes]:
         end = offset + size
         while offset < end:

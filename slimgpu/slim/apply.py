@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.debian import STATUS, parse_stanza, split_stanzas
+from slimgpu.analysis.python import RECORD
 from slimgpu.analysis.shrinking import ShrunkFile, shrink_files
 from slimgpu.elf.shrink import Wanted
 from slimgpu.errors import UsageError
@@ -15,7 +16,7 @@ from slimgpu.rootfs.filesystem import FileSystem
 from slimgpu.rootfs.splice import literal
 from slimgpu.rootfs.tree import Inode, Node, Tree
 from slimgpu.slim.plan import Action, Do, Plan
-from slimgpu.slim.records import RECORD, edited_record
+from slimgpu.slim.records import edited_record
 from slimgpu.slim.shrinks import CODE, SYMBOLS
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ class _Copier:
 
 
 def _replace(inode: Inode, splice: Splice, digest: str, magic: bytes | None = None) -> None:
-    entry = inode.entry
-    inode.entry = replace(entry, size=splice.size, digest=digest, magic=entry.magic if magic is None else magic)
+    magic = inode.entry.magic if magic is None else magic
+    inode.entry = replace(inode.entry, size=splice.size, digest=digest, magic=magic, extents=None)
     inode.splice = splice
 
 

@@ -21,13 +21,14 @@ from slimgpu.rootfs.patterns import Patterns
 from slimgpu.slim.drops import following
 from slimgpu.slim.packages import leaving
 from slimgpu.slim.records import stale_records
-from slimgpu.slim.shrinks import GpuCode, Shrink, check_native, gpu_code_of, shrinks
+from slimgpu.slim.shrinks import GpuCode, check_native, gpu_code_of, shrinks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from slimgpu.analysis.claims import Claim, Claims
     from slimgpu.analysis.facts import Facts
+    from slimgpu.analysis.rules.rule import Match, Rule
     from slimgpu.oci.image import Image
 
 SCHEMA: Final = "slimgpu.plan.v1"
@@ -140,7 +141,7 @@ def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Pla
     removed = _remove_packages(facts, drops, keep)
     drops.follow(keep)
     links = drops.links()
-    shrunk = [_shrink_action(one) for one in shrinks(facts, keep, links) if one.path not in drops.actions]
+    shrunk = [_shrink(facts, *found) for found in shrinks(facts, keep, links) if found[1].path not in drops.actions]
     check_native(facts, lambda path: path in drops.actions or keep.match(path))
     changed = {action.path for action in shrunk}
     changed |= {path for path, target in links.items() if target in changed}
@@ -162,8 +163,9 @@ def _action(facts: Facts, claim: Claim) -> Action:
     return Action(match.path, do, claim.rule.id, match.evidence, facts.size(match.path), match.target)
 
 
-def _shrink_action(one: Shrink) -> Action:
-    return Action(one.path, Do.SHRINK, one.rule, one.reason, one.bytes)
+def _shrink(facts: Facts, rule: Rule, match: Match) -> Action:
+    assert rule.partial is not None
+    return Action(match.path, Do.SHRINK, rule.id, match.evidence, rule.partial(facts, match.path))
 
 
 def _edit_records(facts: Facts, drops: _Drops, changed: Collection[str], keep: Patterns) -> None:

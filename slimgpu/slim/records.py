@@ -12,6 +12,7 @@ import posixpath
 import re
 from typing import TYPE_CHECKING, Final
 
+from slimgpu.analysis.python import MAX_RECORD
 from slimgpu.rootfs.entry import Kind
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from slimgpu.rootfs.entry import Entry
     from slimgpu.rootfs.filesystem import FileSystem
 
-RECORD: Final = ".dist-info/RECORD"
-_MAX_RECORD: Final = 256 * 1024 * 1024
 _FIELDS: Final = 3
 _LINE: Final = re.compile(r"[^\n]*\n|[^\n]+")
 
@@ -52,7 +51,7 @@ def edited_record(files: FileSystem, record: str, now: Callable[[str], Entry | N
     ``now`` gives the entry of a path in the slim image. Lines of files that are the same stay to the byte.
     """
     location = posixpath.dirname(posixpath.dirname(record))
-    text = files.read(record, _MAX_RECORD).decode(errors="surrogateescape")
+    text = files.read(record, MAX_RECORD).decode(errors="surrogateescape")
     lines = (_line(line, location, files, now) for line in _LINE.findall(text))
     return "".join(lines).encode(errors="surrogateescape")
 

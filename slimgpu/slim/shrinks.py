@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from slimgpu.analysis.facts import Facts
+    from slimgpu.analysis.rules.rule import Match, Rule
     from slimgpu.rootfs.patterns import Patterns
 
 CODE: Final = "gpu.libraries"
@@ -45,18 +46,8 @@ def gpu_code_of(policy: Policy | None) -> GpuCode:
     return GpuCode(tuple(map(str, policy.targets)), policy.keep_ptx, policy.native)
 
 
-@dataclass(frozen=True, slots=True)
-class Shrink:
-    """A file that a rule makes smaller."""
-
-    path: str
-    rule: str
-    reason: str
-    bytes: int
-
-
-def shrinks(facts: Facts, keep: Patterns, links: Mapping[str, str]) -> Iterator[Shrink]:
-    """What the rules shrink; a file stays whole under all its names when one of them is kept or sealed.
+def shrinks(facts: Facts, keep: Patterns, links: Mapping[str, str]) -> Iterator[tuple[Rule, Match]]:
+    """Which rule shrinks which file; one stays whole under all its names when one of them is kept or sealed.
 
     ``links`` are the names that files get from others with the same bytes.
     """
@@ -64,10 +55,10 @@ def shrinks(facts: Facts, keep: Patterns, links: Mapping[str, str]) -> Iterator[
     whole |= {target for path, target in links.items() if path in whole}
     inodes = {id(facts.files.nodes[path].inode) for path in whole}
     for rule in RULES:
-        if rule.effect is Effect.SHRINK and rule.partial is not None:
+        if rule.effect is Effect.SHRINK:
             for match in rule.find(facts):
                 if id(facts.files.nodes[match.path].inode) not in inodes:
-                    yield Shrink(match.path, rule.id, match.evidence, rule.partial(facts, match.path))
+                    yield rule, match
 
 
 def check_native(facts: Facts, spared: Callable[[str], bool]) -> None:

@@ -8,9 +8,9 @@
     <root>/tmp/                  what running processes need
 
 Content is written to a temporary name and renamed, so a killed process leaves nothing wrong behind; its temporary
-files go when the same content is next asked for. Spooled layers are not fsynced (a multi-gigabyte wait for what can
-be fetched again); instead a layer that was written before the last boot is hashed once more before it is used, since
-only a power loss can have torn it.
+files go when the same layer, or what was derived under a lock, is next asked for. Spooled layers are not fsynced (a
+multi-gigabyte wait for what can be fetched again); instead a layer that was written before the last boot is hashed
+once more before it is used, since only a power loss can have torn it.
 """
 
 from __future__ import annotations

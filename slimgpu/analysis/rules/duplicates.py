@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.analysis.facts import Facts
+from slimgpu.analysis.python import RECORD
 from slimgpu.analysis.rules.rule import Effect, Match, Rule
 from slimgpu.rootfs.entry import Entry, Kind
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MIN: Final = 4096
-_RECORD: Final = ".dist-info/RECORD"
 _SYSTEM: Final = ("usr/", "opt/", "lib/", "lib64/")
 
 
@@ -23,7 +23,7 @@ def _find(facts: Facts) -> Iterator[Match]:
         # Only what a package manager put there and only root writes: a program could write one of its own files.
         shared = path in facts.owners and path.startswith(_SYSTEM) and not entry.mode & 0o022
         # A record tells of its own distribution, whose files may come to differ.
-        if entry.kind is not Kind.FILE or entry.size < _MIN or not shared or path.endswith(_RECORD):
+        if entry.kind is not Kind.FILE or entry.size < _MIN or not shared or path.endswith(RECORD):
             continue
         kept = first.setdefault(_identity(entry, path), path)
         if facts.files.nodes[kept].inode is not node.inode:

@@ -35,7 +35,7 @@ def _library_bytes(facts: Facts, path: str) -> int:
 def _files(facts: Facts) -> Iterator[Match]:
     policy = facts.wanted.policy
     for path, code in facts.gpu_files.items():
-        if policy is not None and not is_useful(code, policy.targets):
+        if policy is not None and not is_useful(code, policy):
             what = "a cubin" if code.form == Form.CUBIN else "PTX"
             yield Match(path, f"{what} for {label(code)}, which {_targets(facts)} cannot use")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slimgpu.elf.arch import Sm, Variant, parse_target
-from slimgpu.elf.choice import Code, Form
+from slimgpu.elf.choice import Code, Form, Policy
 from slimgpu.elf.cubin import NEEDED, is_container, is_useful, may_be_code, read_code
 from tests.support.gpu_code import Workshop, nvcc
 
@@ -83,4 +83,6 @@ def test_other_files(data: bytes) -> None:
     ],
 )
 def test_what_is_useful(code: Code, gpus: str, *, useful: bool) -> None:
-    assert is_useful(code, tuple(map(parse_target, gpus.split()))) is useful
+    targets = tuple(map(parse_target, gpus.split()))
+    assert is_useful(code, Policy(targets)) is useful
+    assert is_useful(code, Policy(targets, keep_ptx=True)) is (useful or code == Code(Form.PTX, Sm(100)))
