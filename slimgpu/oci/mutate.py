@@ -1,4 +1,4 @@
-"""Concrete images and layers, and the changes that make a new image from one."""
+"""Concrete images, artifacts and blobs, and the changes that make a new image from one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from slimgpu.errors import ImageError
 from slimgpu.oci import media
 from slimgpu.oci.config import ImageConfig
 from slimgpu.oci.digest import digest_bytes, verified
-from slimgpu.oci.image import CHUNK, Image, Layer
-from slimgpu.oci.manifest import Descriptor, Manifest, dump, parse_manifest
+from slimgpu.oci.image import CHUNK, Artifact, Blob, Image, Layer
+from slimgpu.oci.manifest import Descriptor, Manifest, Platform, dump, parse_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,19 +21,25 @@ OpenBlob = Callable[[], AbstractContextManager[Iterator[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
-class BlobLayer:
-    """A layer over anything that can be opened; the check of its digest happens here, for every store."""
+class CheckedBlob:
+    """A blob over anything that can be opened; the check of its digest happens here, for every store."""
 
     descriptor: Descriptor
-    diff_id: str
     open_blob: OpenBlob
 
     @contextmanager
     def open(self) -> Iterator[Iterator[bytes]]:
-        """See `slimgpu.oci.image.Layer.open`."""
+        """See `slimgpu.oci.image.Blob.open`."""
         wanted = self.descriptor
         with self.open_blob() as chunks:
             yield verified(chunks, wanted.digest, wanted.size, f"layer {wanted.digest}")
+
+
+@dataclass(frozen=True, slots=True)
+class BlobLayer(CheckedBlob):
+    """A blob that is a file system layer."""
+
+    diff_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,23 @@ class ImageValue:
     config: ImageConfig
     raw_config: bytes
     layers: Sequence[Layer]
+
+    @property
+    def platform(self) -> Platform:
+        """What the image runs on."""
+        return self.config.platform
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactValue:
+    """An artifact whose documents are in memory."""
+
+    name: str
+    manifest: Manifest
+    raw_manifest: bytes
+    raw_config: bytes
+    layers: Sequence[Blob]
+    platform: None = None
 
 
 def open_file(path: Path, offset: int = 0, size: int | None = None) -> OpenBlob:
@@ -83,7 +106,7 @@ def parse_image(
             "configuration; push or save it again"
         )
     layers = [
-        BlobLayer(descriptor, diff_id, open_blob(descriptor))
+        BlobLayer(descriptor, open_blob(descriptor), diff_id)
         for descriptor, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
     ]
     return ImageValue(name, manifest, raw_manifest, config, raw_config, layers)
@@ -102,3 +125,29 @@ def compose(
         annotations=annotations or None,
     )
     return ImageValue(name, manifest, dump(manifest), config, raw_config, layers)
+
+
+def compose_artifact(
+    name: str,
+    artifact_type: str,
+    config: tuple[str, bytes],
+    blobs: Sequence[Blob],
+    *,
+    subject: Descriptor | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Artifact:
+    """An OCI artifact of this type, configuration (media type and bytes) and these blobs.
+
+    ``subject`` is the manifest that it is attached to.
+    """
+    config_type, raw_config = config
+    manifest = Manifest(
+        schema_version=2,
+        media_type=media.OCI_MANIFEST,
+        artifact_type=artifact_type,
+        config=Descriptor(config_type, digest_bytes(raw_config), len(raw_config)),
+        layers=tuple(blob.descriptor for blob in blobs),
+        subject=subject,
+        annotations=annotations or None,
+    )
+    return ArtifactValue(name, manifest, dump(manifest), raw_config, blobs)

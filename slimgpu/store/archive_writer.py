@@ -11,22 +11,24 @@ import shutil
 import tarfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from slimgpu.errors import DestinationError, UsageError
 from slimgpu.oci import media
 from slimgpu.oci.digest import digest_bytes, verified
 from slimgpu.oci.manifest import Index, dump
 from slimgpu.oci.mutate import OpenBlob, open_file
-from slimgpu.oci.reference import PathTransport, RegistryReference, parse_reference
+from slimgpu.oci.reference import RegistryReference, parse_reference
 from slimgpu.parallel import readahead
 from slimgpu.store.files import atomic_file, exclusive
 from slimgpu.store.layout import MARKER, layout_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
-    from slimgpu.oci.image import Image, Layer
+    from slimgpu.oci.image import Artifact, Blob, Image, Layer
+    from slimgpu.oci.manifest import Descriptor
     from slimgpu.oci.reference import PathReference
     from slimgpu.progress import Task
     from slimgpu.store.cache import Cache
@@ -61,13 +63,13 @@ def tar_chunks(members: Iterable[Member]) -> Iterator[bytes]:
     yield _END
 
 
-def layout_members(image: Image, tag: str | None, task: Task) -> Iterator[Member]:
-    """An OCI layout that holds the image; ``task`` advances by the layers' stored bytes."""
-    index = Index(schema_version=2, media_type=media.OCI_INDEX, manifests=(layout_entry(image, tag),))
+def layout_members(artifact: Artifact, tag: str | None, task: Task) -> Iterator[Member]:
+    """An OCI layout that holds the artifact; ``task`` advances by the layers' stored bytes."""
+    index = Index(schema_version=2, media_type=media.OCI_INDEX, manifests=(layout_entry(artifact, tag),))
     yield document("oci-layout", MARKER)
     yield document("index.json", dump(index))
-    blobs = {digest_bytes(data): document("", data) for data in (image.raw_config, image.raw_manifest)}
-    for layer in image.layers:
+    blobs = {digest_bytes(data): document("", data) for data in (artifact.raw_config, artifact.raw_manifest)}
+    for layer in artifact.layers:
         present = layer.descriptor.digest in blobs
         blobs[layer.descriptor.digest] = Member("", layer.descriptor.size, _counted(layer, task))
         if present:
@@ -105,7 +107,7 @@ def _plain_layer(name: str, layer: Layer, cache: Cache, task: Task) -> Member:
     return Member(name, path.stat().st_size, opened)
 
 
-def _counted(layer: Layer, task: Task) -> OpenBlob:
+def _counted(layer: Blob, task: Task) -> OpenBlob:
     @contextmanager
     def opened() -> Iterator[Iterator[bytes]]:
         with layer.open() as chunks:
@@ -124,19 +126,15 @@ def _hex(digest: str) -> str:
     return digest.partition(":")[2]
 
 
-class ArchiveWriter:
-    """Writes one image to a new archive file, whose name is locked as long as the writer is open."""
+class _ArchiveWriter:
+    """A new archive file, whose name is locked as long as the writer is open."""
 
-    def __init__(self, reference: PathReference, cache: Cache) -> None:
-        self._path = reference.path
-        self._cache = cache
-        self._is_docker = reference.transport is PathTransport.DOCKER_ARCHIVE
-        self._tag = _repo_tag(reference) if self._is_docker else reference.tag
-        self.stores: Literal["compressed", "plain"] = "plain" if self._is_docker else "compressed"
-        self.workspace = reference.path.parent / f".{reference.path.name}.slimgpu.partial"
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.workspace = path.parent / f".{path.name}.slimgpu.partial"
 
     @contextmanager
-    def opened(self) -> Iterator[ArchiveWriter]:
+    def opened(self) -> Iterator[Self]:
         """Lock the destination, which must not exist, and prepare the workspace."""
         with exclusive(self._path):
             if self._path.exists() or self._path.is_symlink():
@@ -148,16 +146,49 @@ class ArchiveWriter:
             finally:
                 shutil.rmtree(self.workspace, ignore_errors=True)
 
-    def write(self, image: Image, task: Task) -> str:
-        """Write the archive; gives the manifest's digest, or the configuration's (Docker's image id)."""
-        if self._is_docker:
-            members = docker_members(image, self._tag, self._cache, task)
-        else:
-            members = layout_members(image, self._tag, task)
+    def _save(self, members: Iterable[Member]) -> None:
         with atomic_file(self._path) as file:
             for chunk in readahead(tar_chunks(members)):
                 file.write(chunk)
-        return digest_bytes(image.raw_config if self._is_docker else image.raw_manifest)
+
+
+class OciArchiveWriter(_ArchiveWriter):
+    """Writes one image or artifact as a layout in a tar file."""
+
+    stores: Literal["compressed", "plain"] = "compressed"
+
+    def __init__(self, reference: PathReference) -> None:
+        super().__init__(reference.path)
+        self._tag = reference.tag
+
+    def has(self, blob: Descriptor) -> bool:
+        """See `slimgpu.store.transport.ArtifactSink.has`: the archive is new."""
+        del blob
+        return False
+
+    def put(self, blob: Blob, task: Task) -> None:
+        """See `slimgpu.store.transport.ArtifactSink.put`: the archive is written in one piece, in the end."""
+
+    def write(self, artifact: Artifact, task: Task) -> str:
+        """Write the archive; gives the manifest's digest."""
+        self._save(layout_members(artifact, self._tag, task))
+        return digest_bytes(artifact.raw_manifest)
+
+
+class DockerArchiveWriter(_ArchiveWriter):
+    """Writes one image as ``docker save`` does."""
+
+    stores: Literal["compressed", "plain"] = "plain"
+
+    def __init__(self, reference: PathReference, cache: Cache) -> None:
+        super().__init__(reference.path)
+        self._cache = cache
+        self._tag = _repo_tag(reference)
+
+    def write(self, image: Image, task: Task) -> str:
+        """Write the archive; gives the configuration's digest (Docker's image id)."""
+        self._save(docker_members(image, self._tag, self._cache, task))
+        return digest_bytes(image.raw_config)
 
 
 def _repo_tag(reference: PathReference) -> str | None:

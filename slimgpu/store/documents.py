@@ -1,4 +1,4 @@
-"""From a first document (a manifest or an index) to an image, for every store that addresses blobs by digest."""
+"""From a first document (a manifest or an index) to an image or artifact, for every store of blobs by digest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from slimgpu.errors import ImageError
 from slimgpu.oci.manifest import choose, is_index, parse_index, parse_manifest
-from slimgpu.oci.mutate import parse_image
+from slimgpu.oci.mutate import ArtifactValue, CheckedBlob, parse_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slimgpu.oci.image import Image
+    from slimgpu.oci.image import Artifact, Image
     from slimgpu.oci.manifest import Descriptor, Platform
     from slimgpu.oci.mutate import OpenBlob
 
@@ -50,3 +50,15 @@ def resolve_image(
         raise ImageError(f"{name} is a schema 1 image, which engines no longer read; build and push it again")
     manifest = parse_manifest(data, f"the manifest of {name}")
     return parse_image(name, data, fetch(manifest.config), open_blob)
+
+
+def resolve_artifact(
+    name: str, data: bytes, *, fetch: Callable[[Descriptor], bytes], open_blob: Callable[[Descriptor], OpenBlob]
+) -> Artifact:
+    """The artifact with the manifest ``data``; an image is one, too.
+
+    Raises `ImageError` for what is no manifest, and what ``fetch`` raises.
+    """
+    manifest = parse_manifest(data, f"the manifest of {name}")
+    blobs = [CheckedBlob(layer, open_blob(layer)) for layer in manifest.layers]
+    return ArtifactValue(name, manifest, data, fetch(manifest.config), blobs)

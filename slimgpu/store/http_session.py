@@ -20,6 +20,8 @@ TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and to wait for the next bytes."""
 UPLOAD_TIMEOUT: Final = (10.0, 600.0)
 """The same for uploads: storage behind a registry may take minutes to take over a blob of many gigabytes."""
+RANGE_TIMEOUT: Final = (5.0, 10.0)
+"""The same for a part of a blob, which can be asked for again, or elsewhere."""
 _POOL: Final = 64
 _RETRIES: Final = 4
 _CONNECT_RETRIES: Final = 2

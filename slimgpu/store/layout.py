@@ -16,13 +16,13 @@ from slimgpu.oci import media
 from slimgpu.oci.digest import check_bytes, digest_bytes
 from slimgpu.oci.manifest import Descriptor, Index, choose, dump, parse_index
 from slimgpu.oci.mutate import open_file
-from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_image
+from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_artifact, resolve_image
 from slimgpu.store.files import atomic_file, exclusive, sync_directory, write_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slimgpu.oci.image import Image, Layer
+    from slimgpu.oci.image import Artifact, Blob, Image
     from slimgpu.oci.manifest import Platform
     from slimgpu.oci.mutate import OpenBlob
     from slimgpu.progress import Task
@@ -75,10 +75,7 @@ class BlobFiles:
 
 def read_layout(name: str, blobs: Blobs, tag: str | None, platform: Platform) -> Image:
     """The image tagged ``tag`` (None: the only one), for ``platform``."""
-    try:
-        index = parse_index(blobs.document("index.json"), f"the index of {name}")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"{name} is not an OCI layout: index.json is missing") from error
+    index = _read_index(name, blobs)
     descriptor = _select(index, tag, name) if _has_names(index) or tag else choose(index, platform, name)
     return resolve_image(
         name,
@@ -88,6 +85,23 @@ def read_layout(name: str, blobs: Blobs, tag: str | None, platform: Platform) ->
         fetch=lambda document: _read(blobs, document, name),
         open_blob=lambda layer: _open(blobs, layer, name),
     )
+
+
+def read_layout_artifact(name: str, blobs: Blobs, tag: str | None) -> Artifact:
+    """The artifact tagged ``tag`` (None: the only one)."""
+    return resolve_artifact(
+        name,
+        _read(blobs, _select(_read_index(name, blobs), tag, name), name),
+        fetch=lambda document: _read(blobs, document, name),
+        open_blob=lambda layer: _open(blobs, layer, name),
+    )
+
+
+def _read_index(name: str, blobs: Blobs) -> Index:
+    try:
+        return parse_index(blobs.document("index.json"), f"the index of {name}")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{name} is not an OCI layout: index.json is missing") from error
 
 
 def _select(index: Index, tag: str | None, name: str) -> Descriptor:
@@ -129,19 +143,20 @@ def _open(blobs: Blobs, layer: Descriptor, name: str) -> OpenBlob:
     return open_file(blob.path, blob.offset, blob.size)
 
 
-def layout_entry(image: Image, tag: str | None) -> Descriptor:
-    """The image as the index of a layout names it."""
+def layout_entry(artifact: Artifact, tag: str | None) -> Descriptor:
+    """The image or artifact as the index of a layout names it."""
     return Descriptor(
-        image.manifest.media_type or media.OCI_MANIFEST,
-        digest_bytes(image.raw_manifest),
-        len(image.raw_manifest),
+        artifact.manifest.media_type or media.OCI_MANIFEST,
+        digest_bytes(artifact.raw_manifest),
+        len(artifact.raw_manifest),
         annotations={REF_NAME: tag} if tag else None,
-        platform=image.config.platform,
+        platform=artifact.platform,
+        artifact_type=artifact.manifest.artifact_type,
     )
 
 
 class LayoutWriter:
-    """Writes images into a layout directory, which is locked as long as the writer is open."""
+    """Writes images and artifacts into a layout directory, which is locked as long as the writer is open."""
 
     stores: Literal["compressed", "plain"] = "compressed"
 
@@ -168,25 +183,29 @@ class LayoutWriter:
             return self._root.exists()
         return not (self._root / "oci-layout").exists() and any(self._root.iterdir())
 
-    def write(self, image: Image, task: Task) -> str:
-        """Add the image; gives its digest. ``task`` advances by the layers' stored bytes."""
+    def put(self, blob: Blob, task: Task) -> None:
+        """See `slimgpu.store.transport.ArtifactSink.put`; what lies in the workspace is where it has to be."""
+        if not self.has(blob.descriptor):
+            with blob.open() as chunks:
+                write_blob(self.workspace / "blobs", chunks)
+        task.advance(blob.descriptor.size)
+
+    def has(self, blob: Descriptor) -> bool:
+        """See `slimgpu.store.transport.ArtifactSink.has`."""
+        part = blob.digest.replace(":", "/")
+        return (self.workspace / "blobs" / part).exists() or (self._root / "blobs" / part).exists()
+
+    def write(self, artifact: Artifact, task: Task) -> str:
+        """Add the image or artifact; gives its digest. ``task`` advances by the layers' stored bytes."""
         staged = self.workspace
         (staged / "oci-layout").write_bytes(MARKER)
-        for layer in image.layers:
-            self._add_layer(layer)
-            task.advance(layer.descriptor.size)
-        write_blob(staged / "blobs", [image.raw_config])
-        write_blob(staged / "blobs", [image.raw_manifest])
-        entry = layout_entry(image, self._tag)
+        for layer in artifact.layers:
+            self.put(layer, task)
+        write_blob(staged / "blobs", [artifact.raw_config])
+        write_blob(staged / "blobs", [artifact.raw_manifest])
+        entry = layout_entry(artifact, self._tag)
         self._publish(entry)
         return entry.digest
-
-    def _add_layer(self, layer: Layer) -> None:
-        part = layer.descriptor.digest.replace(":", "/")
-        if (self.workspace / "blobs" / part).exists() or (self._root / "blobs" / part).exists():
-            return
-        with layer.open() as chunks:
-            write_blob(self.workspace / "blobs", chunks)
 
     def _publish(self, entry: Descriptor) -> None:
         """Make the staged image visible: by one rename for a new layout, else by its index."""

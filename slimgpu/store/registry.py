@@ -17,17 +17,28 @@ from slimgpu.errors import ImageError, NotFoundError, RegistryError
 from slimgpu.oci import media
 from slimgpu.oci.digest import check_bytes, is_digest
 from slimgpu.oci.image import CHUNK
-from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_image
-from slimgpu.store.http_session import TIMEOUT, UPLOAD_TIMEOUT, is_loopback, new_session, origin, read_bounded, reason
+from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_artifact, resolve_image
+from slimgpu.store.http_session import (
+    RANGE_TIMEOUT,
+    TIMEOUT,
+    UPLOAD_TIMEOUT,
+    is_loopback,
+    new_session,
+    origin,
+    read_bounded,
+    reason,
+)
 from slimgpu.store.registry_auth import Authenticator
+from slimgpu.store.registry_ranges import RegistryRanges
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from slimgpu.oci.image import Image
+    from slimgpu.oci.image import Artifact, Image
     from slimgpu.oci.manifest import Descriptor, Platform
     from slimgpu.oci.mutate import OpenBlob
     from slimgpu.oci.reference import RegistryReference
+    from slimgpu.store.ranges import RangeSource
 
 _API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 _DOCUMENTS: Final = media.INDEXES | media.MANIFESTS
@@ -165,7 +176,7 @@ class Repository:
 
     def _send_once(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> requests.Response:
         follow = method in ("GET", "HEAD")
-        timeout = UPLOAD_TIMEOUT if method == "PUT" else TIMEOUT
+        timeout = UPLOAD_TIMEOUT if method == "PUT" else RANGE_TIMEOUT if "Range" in headers else TIMEOUT
         try:
             return self._session.request(
                 method, url, headers=headers, data=body, timeout=timeout, allow_redirects=follow, stream=True
@@ -202,3 +213,12 @@ def open_registry_image(reference: RegistryReference, platform: Platform) -> Ite
         yield resolve_image(
             str(reference), media_type, data, platform, fetch=repository.document, open_blob=repository.open_blob
         )
+
+
+@contextmanager
+def open_registry_artifact(reference: RegistryReference) -> Iterator[tuple[Artifact, RangeSource]]:
+    """The artifact in the registry, and its blobs by position."""
+    with Repository(reference).opened() as repository:
+        _, data = repository.manifest(reference.identifier)
+        artifact = resolve_artifact(str(reference), data, fetch=repository.document, open_blob=repository.open_blob)
+        yield artifact, RegistryRanges(repository)

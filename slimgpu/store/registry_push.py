@@ -22,7 +22,7 @@ from slimgpu.store.registry import Repository
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slimgpu.oci.image import Image, Layer
+    from slimgpu.oci.image import Artifact, Blob
     from slimgpu.oci.manifest import Descriptor
     from slimgpu.oci.mutate import OpenBlob
     from slimgpu.oci.reference import RegistryReference
@@ -59,7 +59,7 @@ class _Body:
 
 
 class RegistryWriter:
-    """Writes an image into a repository, by tag or by digest."""
+    """Writes an image or artifact into a repository, by tag or by digest."""
 
     stores: Literal["compressed", "plain"] = "compressed"
 
@@ -81,14 +81,24 @@ class RegistryWriter:
             self._cancel(self._start_upload())
             yield self
 
-    def write(self, image: Image, task: Task) -> str:
-        """Push the image; gives its digest. ``task`` advances by the layers' stored bytes."""
-        digest = digest_bytes(image.raw_manifest)
+    def has(self, blob: Descriptor) -> bool:
+        """See `slimgpu.store.transport.ArtifactSink.has`."""
+        target = self._repository.path("blobs", blob.digest)
+        with self._repository.send("HEAD", target, f"the blob {blob.digest}", good=(_OK, _NOT_FOUND)) as response:
+            return response.status_code == _OK
+
+    def put(self, blob: Blob, task: Task) -> None:
+        """See `slimgpu.store.transport.ArtifactSink.put`."""
+        self._push_blob(blob.descriptor, blob.open, task)
+
+    def write(self, artifact: Artifact, task: Task) -> str:
+        """Push the image or artifact; gives its digest. ``task`` advances by the layers' stored bytes."""
+        digest = digest_bytes(artifact.raw_manifest)
         if self._reference.digest not in (None, digest):
-            raise DestinationError(f"{self._reference} names another image than {digest}; write to a tag instead")
-        unique = {layer.descriptor.digest: layer for layer in image.layers}
+            raise DestinationError(f"{self._reference} names something else than {digest}; write to a tag instead")
+        unique = {layer.descriptor.digest: layer for layer in artifact.layers}
         with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="push") as threads:
-            pushes = [threads.submit(self._push_layer, layer, task) for layer in unique.values()]
+            pushes = [threads.submit(self.put, layer, task) for layer in unique.values()]
             try:
                 for push in as_completed(pushes):
                     push.result()
@@ -96,17 +106,14 @@ class RegistryWriter:
                 self._stop.set()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
-        config = image.manifest.config
+        config = artifact.manifest.config
         with SILENT.task("configuration", config.size) as uncounted:
-            self._push_blob(config, lambda: nullcontext(iter([image.raw_config])), uncounted)
-        self._push_manifest(image, self._reference.tag or digest, digest)
+            self._push_blob(config, lambda: nullcontext(iter([artifact.raw_config])), uncounted)
+        self._push_manifest(artifact, self._reference.tag or digest, digest)
         return digest
 
-    def _push_layer(self, layer: Layer, task: Task) -> None:
-        self._push_blob(layer.descriptor, layer.open, task)
-
     def _push_blob(self, blob: Descriptor, content: OpenBlob, task: Task) -> None:
-        if self._has_blob(blob.digest):
+        if self.has(blob):
             task.advance(blob.size)
             return
         location = self._start_upload()
@@ -120,11 +127,6 @@ class RegistryWriter:
             body=_Body(content, blob.size, task, self._stop),
         ).close()
 
-    def _has_blob(self, digest: str) -> bool:
-        target = self._repository.path("blobs", digest)
-        with self._repository.send("HEAD", target, f"the blob {digest}", good=(_OK, _NOT_FOUND)) as response:
-            return response.status_code == _OK
-
     def _start_upload(self) -> str:
         target = self._repository.path("blobs", "uploads/")
         with self._repository.send("POST", target, "an upload", good=(_ACCEPTED,)) as response:
@@ -136,15 +138,15 @@ class RegistryWriter:
         with suppress(RegistryError):
             self._repository.send("DELETE", location, "an upload", good=good, renewals=0).close()
 
-    def _push_manifest(self, image: Image, identifier: str, digest: str) -> None:
-        media_type = image.manifest.media_type or media.OCI_MANIFEST
+    def _push_manifest(self, artifact: Artifact, identifier: str, digest: str) -> None:
+        media_type = artifact.manifest.media_type or media.OCI_MANIFEST
         with self._repository.send(
             "PUT",
             self._repository.path("manifests", identifier),
             "the manifest",
             good=(_CREATED, _OK, _ACCEPTED),
             headers={"Content-Type": media_type},
-            body=image.raw_manifest,
+            body=artifact.raw_manifest,
         ) as response:
             stored = response.headers.get("Docker-Content-Digest", digest)
         if stored != digest:

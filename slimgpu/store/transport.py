@@ -1,4 +1,4 @@
-"""The one entry to every store: open an image to read, open a place to write one.
+"""The one entry to every store: open an image or artifact to read, open a place to write one.
 
 What a reference does not need is not imported: the Docker SDK only for ``docker-daemon:``, requests only for
 ``docker://``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from slimgpu.errors import NotFoundError
+from slimgpu.errors import NotFoundError, UsageError
 from slimgpu.oci.reference import DaemonReference, PathTransport, RegistryReference
 
 if TYPE_CHECKING:
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from slimgpu.oci.image import Image
-    from slimgpu.oci.manifest import Platform
+    from slimgpu.oci.image import Artifact, Blob, Image
+    from slimgpu.oci.manifest import Descriptor, Platform
     from slimgpu.oci.reference import PathReference, Reference
     from slimgpu.progress import Progress, Task
+    from slimgpu.store.archive_writer import OciArchiveWriter
     from slimgpu.store.cache import Cache
+    from slimgpu.store.layout import LayoutWriter
+    from slimgpu.store.ranges import RangeSource
 
 
 class Sink(Protocol):
@@ -44,6 +47,23 @@ class Sink(Protocol):
         That is the manifest's digest, and the configuration's where Docker keeps no manifests (archives and the
         engine). ``task`` advances by the layers' stored bytes.
         """
+
+
+class ArtifactSink(Protocol):
+    """A destination for artifacts of any type, which knows blobs by digest."""
+
+    @property
+    def workspace(self) -> Path:
+        """See `Sink.workspace`."""
+
+    def has(self, blob: Descriptor) -> bool:
+        """Whether the destination holds the blob already."""
+
+    def put(self, blob: Blob, task: Task) -> None:
+        """Store a blob ahead of the manifest that will name it, where that saves time."""
+
+    def write(self, artifact: Artifact, task: Task) -> str:
+        """Store the artifact; gives its digest. ``task`` advances by the blobs' stored bytes."""
 
 
 @contextmanager
@@ -72,8 +92,7 @@ def _opened(
 
 @contextmanager
 def _path_image(reference: PathReference, platform: Platform, cache: Cache, progress: Progress) -> Iterator[Image]:
-    if not reference.path.exists():
-        raise NotFoundError(f"{reference.path} does not exist; check the path in {reference}")
+    _require_path(reference)
     if reference.transport is PathTransport.OCI:
         from slimgpu.store.layout import BlobFiles, read_layout  # noqa: PLC0415
 
@@ -83,6 +102,47 @@ def _path_image(reference: PathReference, platform: Platform, cache: Cache, prog
 
     with open_archive(reference, platform, cache, progress) as image:
         yield image
+
+
+@contextmanager
+def open_artifact(reference: Reference, cache: Cache, progress: Progress) -> Iterator[tuple[Artifact, RangeSource]]:
+    """The artifact that ``reference`` names, and its blobs by position, until the block ends.
+
+    Raises as `open_image` does, and `UsageError` for a transport that holds images only.
+    """
+    if isinstance(reference, RegistryReference):
+        from slimgpu.store.registry import open_registry_artifact  # noqa: PLC0415
+
+        with open_registry_artifact(reference) as opened:
+            yield opened
+        return
+    reference = _artifact_path(reference)
+    _require_path(reference)
+    if reference.transport is PathTransport.OCI:
+        from slimgpu.store.layout import BlobFiles, read_layout_artifact  # noqa: PLC0415
+        from slimgpu.store.ranges import LayoutRanges  # noqa: PLC0415
+
+        name, blobs = str(reference), BlobFiles(reference.path)
+        yield read_layout_artifact(name, blobs, reference.tag), LayoutRanges(name, blobs)
+        return
+    from slimgpu.store.archive import open_archived_artifact  # noqa: PLC0415
+
+    with open_archived_artifact(reference, cache, progress) as opened:
+        yield opened
+
+
+def _artifact_path(reference: DaemonReference | PathReference) -> PathReference:
+    if isinstance(reference, DaemonReference) or reference.transport is PathTransport.DOCKER_ARCHIVE:
+        raise UsageError(
+            f"{reference} can hold images only; name the artifact as docker://host/repo:tag, oci:dir[:tag] or "
+            "oci-archive:file[:tag]"
+        )
+    return reference
+
+
+def _require_path(reference: PathReference) -> None:
+    if not reference.path.exists():
+        raise NotFoundError(f"{reference.path} does not exist; check the path in {reference}")
 
 
 @contextmanager
@@ -104,10 +164,33 @@ def _sink(reference: Reference, cache: Cache) -> AbstractContextManager[Sink]:
         from slimgpu.store.daemon import DaemonWriter  # noqa: PLC0415
 
         return DaemonWriter(reference, cache).opened()
+    if reference.transport is PathTransport.DOCKER_ARCHIVE:
+        from slimgpu.store.archive_writer import DockerArchiveWriter  # noqa: PLC0415
+
+        return DockerArchiveWriter(reference, cache).opened()
+    return _layout_sink(reference)
+
+
+@contextmanager
+def open_artifact_sink(reference: Reference, cache: Cache) -> Iterator[ArtifactSink]:
+    """The place that ``reference`` names, for an artifact; raises as `open_sink` and `open_artifact` do."""
+    with _artifact_sink(reference, cache) as sink:
+        yield sink
+
+
+def _artifact_sink(reference: Reference, cache: Cache) -> AbstractContextManager[ArtifactSink]:
+    if isinstance(reference, RegistryReference):
+        from slimgpu.store.registry_push import RegistryWriter  # noqa: PLC0415
+
+        return RegistryWriter(reference, cache).opened()
+    return _layout_sink(_artifact_path(reference))
+
+
+def _layout_sink(reference: PathReference) -> AbstractContextManager[LayoutWriter | OciArchiveWriter]:
     if reference.transport is PathTransport.OCI:
         from slimgpu.store.layout import LayoutWriter  # noqa: PLC0415
 
         return LayoutWriter(reference.path, reference.tag).opened()
-    from slimgpu.store.archive_writer import ArchiveWriter  # noqa: PLC0415
+    from slimgpu.store.archive_writer import OciArchiveWriter  # noqa: PLC0415
 
-    return ArchiveWriter(reference, cache).opened()
+    return OciArchiveWriter(reference).opened()

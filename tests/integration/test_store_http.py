@@ -273,7 +273,7 @@ def test_a_failed_upload_ends_the_push(cache: Cache) -> None:
             time.sleep(0.01)
             yield b"x"
 
-    slow = BlobLayer(replace(good.descriptor, size=10**9), good.diff_id, lambda: nullcontext(endless()))
+    slow = BlobLayer(replace(good.descriptor, size=10**9), lambda: nullcontext(endless()), good.diff_id)
     image = make_image([slow, bad])
     with (
         serving(behave) as server,

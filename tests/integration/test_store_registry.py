@@ -54,7 +54,7 @@ def test_written_by_digest_only_when_it_is_that_digest(repository: str, cache: C
     image = unique_image()
     digest = digest_of(image.raw_manifest)
     assert put(image, f"{repository}@{digest}", cache) == digest
-    with pytest.raises(DestinationError, match=f"names another image than {digest}; write to a tag"):
+    with pytest.raises(DestinationError, match=f"names something else than {digest}; write to a tag"):
         put(image, f"{repository}@sha256:{'0' * 64}", cache)
 
 

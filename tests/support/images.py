@@ -96,7 +96,7 @@ def make_layer(entries: Iterable[Entry], compression: Compression = "gzip") -> L
     tar = make_tar(entries)
     blob = compress(tar, compression)
     descriptor = Descriptor(_MEDIA_TYPES[compression], digest_of(blob), len(blob))
-    return BlobLayer(descriptor, digest_of(tar), lambda: nullcontext(iter([blob])))
+    return BlobLayer(descriptor, lambda: nullcontext(iter([blob])), digest_of(tar))
 
 
 def make_image(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def layer_of(path: Path, data: bytes, held: bytes | None = None) -> BlobLayer:
     path.write_bytes(data if held is None else held)
-    return BlobLayer(Descriptor(media.OCI_LAYER, digest_bytes(data), len(data)), digest_bytes(data), open_file(path))
+    return BlobLayer(Descriptor(media.OCI_LAYER, digest_bytes(data), len(data)), open_file(path), digest_bytes(data))
 
 
 def read(layer: Layer) -> bytes:
