@@ -22,6 +22,7 @@ _LEVELS = {
     "store": 3,
     "rootfs": 3,
     "elf": 4,
+    "weights": 4,
     "analysis": 5,
     "layers": 6,
     "slim": 7,

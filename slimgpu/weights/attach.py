@@ -1,0 +1,141 @@
+"""Attaching to an artifact's region: fill it, or wait for the process that does, and go on where one died."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.errors import SlimgpuError
+from slimgpu.oci.reference import RegistryReference
+from slimgpu.store.transport import open_artifact
+from slimgpu.weights import region as regions
+from slimgpu.weights.artifact import index_of
+from slimgpu.weights.fetch import Fetcher
+from slimgpu.weights.tiers import claim_folder, disk_tier, remove_unused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from slimgpu.oci.reference import Reference
+    from slimgpu.progress import Progress
+    from slimgpu.store.context import Context
+    from slimgpu.store.ranges import RangeSource
+    from slimgpu.weights.index import Index
+    from slimgpu.weights.keep import BlobKeeper
+    from slimgpu.weights.region import Region
+
+_PEERS: Final = "SLIMGPU_PEERS"
+"""Hosts that have the artifact, too (`slimgpu weights serve`), separated by commas."""
+_POLL: Final = 0.001
+"""Seconds between looks at what another process brings."""
+_TAKE_OVER: Final = 0.1
+"""Seconds between looks whether that process still lives."""
+
+
+class Filling:
+    """A region on its way to being complete; `wait` returns as soon as what is asked for is there."""
+
+    def __init__(
+        self,
+        region: Region,
+        sources: Sequence[RangeSource],
+        wanted: Sequence[int],
+        keeper: BlobKeeper | None,
+        progress: Progress,
+    ) -> None:
+        """``keeper`` keeps what comes over a network."""
+        self.region = region
+        self.wanted = wanted
+        self._sources = sources
+        self._keeper = keeper
+        self._progress = progress
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+
+    @contextmanager
+    def running(self, *, planes: bool) -> Iterator[None]:
+        """Fill the region in a thread as long as the block lasts; ``planes`` as `Fetcher` takes it."""
+        thread = threading.Thread(target=self._run, args=(planes,), daemon=True, name="fill")
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _run(self, planes: bool) -> None:  # noqa: FBT001 - a thread's arguments are positional
+        try:
+            while not self._stop.is_set() and not all(map(self.region.has, self.wanted)):
+                with regions.filling(self.region.folder) as ours:
+                    if ours:
+                        self._fill(planes=planes)
+                if not ours:
+                    self._stop.wait(_TAKE_OVER)
+        except BaseException as error:  # noqa: BLE001 - raised to whoever waits
+            self._error = error
+
+    def _fill(self, *, planes: bool) -> None:
+        index = self.region.index
+        missing = [number for number in self.wanted if not self.region.has(number)]
+        total = sum(index.chunks[number].stored for number in missing)
+        with self._progress.task("fetching weights", total) as task:
+            Fetcher(index, self._sources, self.region, keeper=self._keeper, planes=planes, stop=self._stop).run(
+                missing, task
+            )
+        if self._keeper is not None:
+            self._keeper.make_room()
+
+    def wait(self, chunks: Sequence[int]) -> None:
+        """Return when all of ``chunks`` are there; raises the error that ended the filling."""
+        for number in chunks:
+            while not self.region.has(number):
+                if self._error is not None:
+                    raise self._error
+                time.sleep(_POLL)
+
+
+@contextmanager
+def attached(
+    reference: Reference, context: Context, choose: Callable[[Index], Sequence[int]], *, keep: bool
+) -> Iterator[Filling]:
+    """The region of the artifact that ``reference`` names, to be filled with the chunks that ``choose`` names.
+
+    ``keep`` leaves it for other processes when the block ends; else it goes, unless one of them kept it or uses it.
+    Raises what opening an artifact raises.
+    """
+    with ExitStack() as stack:
+        artifact, source = stack.enter_context(open_artifact(reference, context.cache, context.progress))
+        index = index_of(artifact)
+        wanted = choose(index)
+        config = artifact.manifest.config
+        folder = claim_folder(context.cache, config.digest, sum(index.chunks[number].size for number in wanted))
+        regions.create(folder, config.media_type, artifact.raw_config, index)
+        if keep:
+            regions.mark_kept(folder)
+        else:
+            stack.callback(_release, folder)
+        region = stack.enter_context(regions.opened(folder, index))
+        keeper = disk_tier(context.cache) if isinstance(reference, RegistryReference) else None
+        yield Filling(region, [source, *_peers(reference, context, stack)], wanted, keeper, context.progress)
+
+
+def _release(folder: Path) -> None:
+    if not regions.is_kept(folder):
+        remove_unused(folder)
+
+
+def _peers(reference: Reference, context: Context, stack: ExitStack) -> list[RangeSource]:
+    """Neighbours that serve the same repository; one that doesn't answer is left out."""
+    found: list[RangeSource] = []
+    names = [name.strip() for name in os.environ.get(_PEERS, "").split(",") if name.strip()]
+    if isinstance(reference, RegistryReference):
+        for name in names:
+            with suppress(SlimgpuError):
+                opened = open_artifact(replace(reference, host=name), context.cache, context.progress)
+                found.append(stack.enter_context(opened)[1])
+    return found

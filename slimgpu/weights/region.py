@@ -1,0 +1,148 @@
+"""All files of an artifact, decoded, in one buffer that processes share.
+
+::
+
+    <folder>/data    the files one after another, each on a page of its own; sparse until filled
+    <folder>/state   one byte for each chunk: `MISSING`, `WHOLE` or `PLANES`
+    <folder>/index   the index, behind its media type and a newline
+    <folder>/fetch   locked by the process that fills it
+    <folder>/keep    there when it is to stay although nobody uses it
+
+A chunk's bytes are written before its state, so whoever sees the state sees the bytes: whatever process is killed, the
+next one goes on from there. In a tmpfs the buffer is shared memory; on a disk it is that disk's page cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from filelock import FileLock
+
+from slimgpu.errors import DestinationError
+from slimgpu.store.files import atomic_file
+from slimgpu.weights.index import parse_index
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from slimgpu.weights.index import Index
+
+MISSING: Final = 0
+WHOLE: Final = 1
+PLANES: Final = 2
+"""The chunk's planes one after another, for a GPU to merge (`slimgpu.weights.codec.decode_planes`)."""
+
+
+class Region:
+    """A region that is open; any number of threads and processes may read and fill it."""
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self.folder = folder
+        self.index = index
+        self._handle = os.open(folder / "data", os.O_RDWR)
+        self._lock = os.open(folder / "state", os.O_RDWR)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # nobody removes it while we use it
+        self.state = mmap.mmap(self._lock, max(len(index.chunks), 1))
+        """A byte for each chunk."""
+
+    def view(self) -> memoryview:
+        """The whole buffer, in this process alone: what is written to it, nobody else sees.
+
+        Only what `state` says is there is what it should be. The view stays valid when the region is closed.
+        """
+        return memoryview(mmap.mmap(self._handle, max(self.index.total, 1), mmap.MAP_PRIVATE))
+
+    def has(self, chunk: int) -> bool:
+        """Whether the chunk is there, in either form."""
+        return self.state[chunk] != MISSING
+
+    def write(self, chunk: int, data: memoryview, state: int = WHOLE) -> None:
+        """Fill in a chunk; `DestinationError` when the memory or the disk is full."""
+        try:
+            for place in self.index.places[chunk]:
+                write_at(self._handle, data, place)
+        except OSError as error:
+            raise DestinationError(
+                f"{self.folder.parent} is full ({error.strerror}); set SLIMGPU_MEMORY_DIR to a larger file system"
+            ) from error
+        self.state[chunk] = state
+
+    def close(self) -> None:
+        """Let go of the files."""
+        os.close(self._handle)
+        os.close(self._lock)
+        self.state.close()
+
+
+def write_at(handle: int, data: memoryview, offset: int) -> None:
+    """All of ``data`` at ``offset`` of a file."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(handle, data[written:], offset + written)
+
+
+def create(folder: Path, media_type: str, raw_index: bytes, index: Index) -> None:
+    """Make the region's files unless they are there; several processes may do so at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(folder.parent / "lock"):
+        if (folder / "index").exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        for name, size in (("data", index.total), ("state", len(index.chunks))):
+            with (folder / name).open("wb") as file:
+                file.truncate(max(size, 1))
+        with atomic_file(folder / "index", sync=False) as file:
+            file.write(media_type.encode() + b"\n" + raw_index)
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a region that is there; FileNotFoundError when it is not."""
+    media_type, _, data = (folder / "index").read_bytes().partition(b"\n")
+    return parse_index(media_type.decode("ascii", "replace"), data, str(folder))
+
+
+@contextmanager
+def opened(folder: Path, index: Index) -> Iterator[Region]:
+    """The region in ``folder``; FileNotFoundError when another process has just removed it."""
+    region = Region(folder, index)
+    try:
+        os.utime(folder)  # which was used last, for whoever has to make room
+        yield region
+    finally:
+        region.close()
+
+
+def mark_kept(folder: Path) -> None:
+    """The region is to stay when nobody uses it, within the bounds of its tier."""
+    (folder / "keep").touch()
+
+
+def is_kept(folder: Path) -> bool:
+    """See `mark_kept`."""
+    return (folder / "keep").exists()
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[bool]:
+    """Whether it is this process that may fill the region, as long as the block lasts."""
+    lock = FileLock(folder / "fetch", timeout=0)
+    try:
+        lock.acquire()
+    except TimeoutError:
+        yield False
+        return
+    except OSError as error:
+        raise DestinationError(
+            f"{folder} cannot be locked ({error.strerror}); choose another SLIMGPU_MEMORY_DIR"
+        ) from error
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -1,0 +1,176 @@
+"""Which range is fetched next, from which source, and when it is given up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from slimgpu.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from slimgpu.weights.index import Chunk, Index
+
+RANGE: Final = 8 * 1024 * 1024
+"""Bytes of a range; neighbouring chunks are read together up to it."""
+_GAP: Final = 128 * 1024
+"""Bytes between two chunks that are read and thrown away rather than asked for apart."""
+_ATTEMPTS: Final = 3
+"""Times that a range is asked of one source."""
+_STRIKES: Final = 3
+"""Failures one after another, after which a source is only used when all others have failed like that."""
+_HEDGE_AFTER: Final = 1.0
+"""Seconds that a range may be under way before an idle thread begins it, too."""
+_PAUSE: Final = 0.1
+"""Seconds before a range that failed is tried again, doubled each time."""
+
+
+@dataclass(eq=False)
+class Range:
+    """Neighbouring chunks of one blob."""
+
+    blob: int
+    offset: int
+    size: int
+    chunks: list[int]
+    failures: dict[int, int] = field(default_factory=dict)
+    """By number of source."""
+    workers: int = 0
+    started: float = 0.0
+    done: bool = False
+
+
+def ranges(index: Index, chunks: Iterable[int]) -> list[Range]:
+    """The ranges that hold ``chunks``, in the order of the first chunk of each."""
+    found: list[Range] = []
+    for number in chunks:
+        chunk = index.chunks[number]
+        last = found[-1] if found else None
+        if last is not None and _extends(last, chunk):
+            last.size = chunk.offset + chunk.stored - last.offset
+            last.chunks.append(number)
+        else:
+            found.append(Range(chunk.blob, chunk.offset, chunk.stored, [number]))
+    return found
+
+
+def _extends(last: Range, chunk: Chunk) -> bool:
+    end = last.offset + last.size
+    near = last.blob == chunk.blob and end <= chunk.offset <= end + _GAP
+    return near and chunk.offset + chunk.stored - last.offset <= RANGE
+
+
+class Schedule:
+    """The ranges of one fetch, shared by the threads of all sources."""
+
+    def __init__(self, waiting: Iterable[Range], sources: int) -> None:
+        self._waiting = deque(waiting)
+        self._under_way: list[Range] = []
+        self._strikes = [0] * sources
+        self._changed = threading.Condition()
+        self._left = len(self._waiting)
+        self._bytes = 0
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def take(self, source: int) -> Range | None:
+        """The next range for a thread of ``source``, as soon as there is one; None when the fetch is over."""
+        with self._changed:
+            while not self._is_over():
+                chosen = self._waiting_for(source) or self._late()
+                if chosen is not None:
+                    chosen.workers += 1
+                    chosen.started = time.monotonic()
+                    return chosen
+                self._changed.wait(_PAUSE)
+            return None
+
+    def _waiting_for(self, source: int) -> Range | None:
+        for each in self._waiting:
+            if self._suits(each, source):
+                self._waiting.remove(each)
+                self._under_way.append(each)
+                return each
+        return None
+
+    def _suits(self, each: Range, source: int) -> bool:
+        """Whether no other source promises more for the range."""
+        mine = self._promise(each, source)
+        return mine is not None and all(
+            mine <= other for number in range(len(self._strikes)) if (other := self._promise(each, number)) is not None
+        )
+
+    def _promise(self, each: Range, source: int) -> tuple[bool, int] | None:
+        """Sorts sources for a range, the best first; None for one that has failed too often with it."""
+        failures = each.failures.get(source, 0)
+        return (self._strikes[source] >= _STRIKES, failures) if failures < _ATTEMPTS else None
+
+    def _late(self) -> Range | None:
+        """A range that one thread alone has been at for long, when there is nothing else to do."""
+        late = time.monotonic() - _HEDGE_AFTER
+        if self._waiting:
+            return None
+        return next((each for each in self._under_way if each.workers == 1 and each.started < late), None)
+
+    def complete(self, each: Range, source: int) -> None:
+        """The range has been delivered."""
+        with self._changed:
+            each.workers -= 1
+            self._strikes[source] = 0
+            if not each.done:
+                each.done = True
+                self._under_way.remove(each)
+                self._left -= 1
+                self._bytes += each.size
+                self._changed.notify_all()
+
+    def give_back(self, each: Range, source: int, error: Exception) -> None:
+        """The range could not be had from ``source``; when no other has it either, the fetch ends with ``error``."""
+        with self._changed:
+            each.workers -= 1
+            if isinstance(error, NotFoundError):
+                each.failures[source] = _ATTEMPTS
+            else:
+                each.failures[source] = each.failures.get(source, 0) + 1
+                self._strikes[source] += 1
+            if each.done or each.workers:
+                return
+            if all(self._promise(each, number) is None for number in range(len(self._strikes))):
+                self._fail(error)
+            self._under_way.remove(each)
+            self._waiting.appendleft(each)
+            self._changed.notify_all()
+            self._changed.wait(_PAUSE * 2 ** each.failures[source])
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing can mend this: end the fetch."""
+        with self._changed:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._changed.notify_all()
+
+    def stop(self) -> None:
+        """No thread gets anything more to do."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        return self._stopped or self._left == 0 or self._error is not None
+
+    def wait(self, seconds: float) -> tuple[bool, int, int]:
+        """Wait for the end, at most so long: whether it is over, bytes delivered so far, ranges left.
+
+        Raises the error that ended it.
+        """
+        with self._changed:
+            self._changed.wait_for(self._is_over, timeout=seconds)
+            if self._error is not None:
+                raise self._error
+            return self._is_over(), self._bytes, self._left
