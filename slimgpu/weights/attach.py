@@ -14,7 +14,6 @@ from slimgpu.oci.reference import RegistryReference
 from slimgpu.store.transport import open_artifact
 from slimgpu.weights import region as regions
 from slimgpu.weights.artifact import index_of
-from slimgpu.weights.fetch import Fetcher
 from slimgpu.weights.tiers import claim_folder, disk_tier, remove_unused
 
 if TYPE_CHECKING:
@@ -80,6 +79,8 @@ class Filling:
             self._error = error
 
     def _fill(self, *, planes: bool) -> None:
+        from slimgpu.weights.fetch import Fetcher  # noqa: PLC0415 - numpy, while the first answers are on their way
+
         index = self.region.index
         missing = [number for number in self.wanted if not self.region.has(number)]
         total = sum(index.chunks[number].stored for number in missing)

@@ -19,6 +19,7 @@ import zstandard
 
 from slimgpu.errors import ImageError
 from slimgpu.weights.planes import entropy, merge, split
+from slimgpu.weights.transforms import RAW, TRANSFORMS, ZSTD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slimgpu.weights.planes import Plane
+    from slimgpu.weights.transforms import Shape
 
 FRAME: Final = 128 * 1024
-RAW: Final = "raw"
-ZSTD: Final = "zstd"
 _LEVEL: Final = 3
 _WORTH: Final = 0.97
 """What takes more of its size than this is stored as it is: reading it back is then free."""
@@ -45,25 +45,6 @@ _ENTROPY_ONLY: Final = zstandard.ZstdCompressionParameters(
     compression_level=1,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How a transform takes numbers apart."""
-
-    width: int
-    """Bytes of a number, and so the number of planes."""
-    is_float: bool
-
-
-TRANSFORMS: Final = {
-    "bytes1": Shape(1, is_float=False),
-    "bytes2": Shape(2, is_float=False),
-    "bytes4": Shape(4, is_float=False),
-    "bytes8": Shape(8, is_float=False),
-    "float2": Shape(2, is_float=True),
-    "float4": Shape(4, is_float=True),
-}
-"""Beside these there are `RAW`, and `ZSTD`: one ordinary frame, for what is no tensor."""
 
 _OPAQUE: Final = ("bytes1", "float2", "float4", "bytes2")
 _CANDIDATES: Final = {
@@ -147,13 +128,6 @@ def _compress(raw: memoryview, shape: Shape, wanted: Sequence[bool]) -> tuple[by
             frames += [_TOOLS.entropy.compress(plane[at : at + FRAME].data) for at in range(0, len(plane), FRAME)]
     rest = [plane.data for plane, compresses in zip(planes, wanted, strict=True) if not compresses]
     return b"".join([*frames, *rest]), packed
-
-
-def is_known(transform: str, packed: int) -> bool:
-    """Whether `decode` can undo it."""
-    if transform in (RAW, ZSTD):
-        return packed == 0
-    return transform in TRANSFORMS and 0 < packed < 1 << TRANSFORMS[transform].width
 
 
 def decode(stored: memoryview, transform: str, packed: int, out: memoryview) -> None:

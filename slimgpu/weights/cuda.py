@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.weights.codec import TRANSFORMS
 from slimgpu.weights.region import PLANES
 from slimgpu.weights.tensors import torch_dtype
+from slimgpu.weights.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
-    from slimgpu.weights.codec import Shape
     from slimgpu.weights.index import Part, TensorEntry
     from slimgpu.weights.region import Region
+    from slimgpu.weights.transforms import Shape
 
 _SLOTS: Final = 8
 

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
 from slimgpu.errors import DigestError, SlimgpuError
-from slimgpu.weights.codec import RAW, ZSTD, decode, decode_planes
+from slimgpu.weights.codec import decode, decode_planes
 from slimgpu.weights.digests import sha256
 from slimgpu.weights.region import PLANES, WHOLE
 from slimgpu.weights.schedule import RANGE, Range, Schedule, ranges
+from slimgpu.weights.transforms import RAW, ZSTD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from slimgpu.errors import ImageError
 from slimgpu.oci.digest import Digest
-from slimgpu.weights.codec import is_known
+from slimgpu.weights.transforms import is_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from slimgpu.weights.codec import TRANSFORMS
 from slimgpu.weights.planes import merge
 from slimgpu.weights.region import PLANES
+from slimgpu.weights.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     import torch

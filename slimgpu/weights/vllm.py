@@ -97,7 +97,8 @@ def register() -> None:
             if self.load_config.safetensors_load_strategy == "torchao":
                 raise UsageError("torchao's own tensors are not in an artifact; write files with slimgpu weights pull")
             self.counter_before_loading_weights = self.counter_before_loading_weights or time.perf_counter()
-            device = torch.empty(0, device=self.load_config.device or current_platform.device_type).device
+            on_gpu = current_platform.is_cuda_alike() and self.load_config.device != "cpu"
+            device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
             return (
                 (source.prefix + name, tensor)
                 for name, tensor in stream(reference, device=device, files=files)

@@ -34,11 +34,9 @@ class Cursor:
         self.position += size
 
     def take(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
+        """The next ``size`` bytes, at most a block of 64 KiB."""
         start = self.position
         self.skip(size)
-        if size > _BLOCK:
-            return exactly(self._content, start, size)
         at = start - self._block_at
         if not 0 <= at <= len(self._block) - size:
             self._block = exactly(self._content, start, min(_BLOCK, self._content.size - start))

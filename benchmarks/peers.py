@@ -1,0 +1,369 @@
+"""The loaders and the codecs that slimgpu's weights are held against, each behind the same two calls.
+
+A loader's `prepare` is not timed: it makes the form that the loader reads, if that is not safetensors. Its `load` ends
+with every tensor in memory of its own on ``device``, so that no arm gets away with a mapping of the page cache.
+Packages are imported where they are used: `available` tells which are there and why others are not, so that an arm is
+reported as missing, not left out. On the CPU all of it was run; the ways to CUDA follow each package's documentation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from concurrent.futures import Executor
+
+    from torch import Tensor
+
+NOT_INSTALLABLE = {
+    "serverless-llm-store": (
+        "no wheels on the index; the source of 0.8.0 lacks requirements.txt, and that of 0.6.0 compiles against a CUDA "
+        "toolkit and takes gflags, glog and gRPC from their repositories"
+    ),
+}
+"""Peers that have no arm, and why."""
+
+_COPY_BUFFERS = 4
+_COPY_BYTES = 32 << 20
+_READ_BYTES = 4 << 20
+
+
+class Peer(Protocol):
+    """A loader of tensors."""
+
+    name: str
+    package: str
+    """Its distribution on the package index."""
+    module: str
+    devices: frozenset[str]
+
+    def prepare(self, directory: Path, scratch: Path) -> Path:
+        """What `load` reads, made of the safetensors files in ``directory``."""
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """Every tensor on ``device``, when its copies are done."""
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(str(path) for path in directory.glob("*.safetensors"))
+
+
+def _settle(device: str) -> None:
+    import torch  # noqa: PLC0415
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+class _Unchanged:
+    """A loader that reads safetensors as they are."""
+
+    def prepare(self, directory: Path, scratch: Path) -> Path:
+        """The directory itself."""
+        del scratch
+        return directory
+
+
+class Safetensors(_Unchanged):
+    """`load_file`; on the CPU with a copy, as it only maps the file."""
+
+    name = "safetensors"
+    package = "safetensors"
+    module = "safetensors.torch"
+    devices = frozenset({"cpu", "cuda"})
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """One file after the other."""
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        tensors: dict[str, Tensor] = {}
+        for file in _files(path):
+            loaded = load_file(file, device=device)
+            tensors |= {name: tensor.clone() for name, tensor in loaded.items()} if device == "cpu" else loaded
+        _settle(device)
+        return tensors
+
+
+class SafetensorsRead(_Unchanged):
+    """The same format without a mapping: read by all cores, for CUDA through pinned memory: its best way."""
+
+    name = "safetensors, read"
+    package = "safetensors"
+    module = "safetensors.torch"
+    devices = frozenset({"cpu", "cuda"})
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """Through a ring of pinned buffers to CUDA, straight into place on the CPU."""
+        tensors: dict[str, Tensor] = {}
+        for file in _files(path):
+            tensors |= _placed(Path(file), device)
+        _settle(device)
+        return tensors
+
+
+def _placed(file: Path, device: str) -> dict[str, Tensor]:
+    """One buffer with the bytes of a file, and views of it."""
+    import torch  # noqa: PLC0415
+    from safetensors import safe_open  # noqa: PLC0415
+
+    with file.open("rb", buffering=0) as source, safe_open(file, "pt") as opened:
+        start = 8 + int.from_bytes(source.read(8), "little")
+        whole = torch.empty(file.stat().st_size - start, dtype=torch.uint8, device=device)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            if whole.device.type == "cuda":
+                _through_ring(pool, source.fileno(), start, whole)
+            else:
+                _fill(pool, source.fileno(), start, memoryview(whole.numpy()))
+        views = {}
+        offset = 0
+        for name in opened.offset_keys():
+            model = opened.get_tensor(name)
+            views[name] = whole[offset : offset + model.nbytes].view(model.dtype).view(model.shape)
+            offset += model.nbytes
+        return views
+
+
+def _fill(pool: Executor, source: int, start: int, target: memoryview) -> None:
+    """Read ``target`` full in pieces, all at once."""
+
+    def read(offset: int) -> None:
+        end = min(offset + _READ_BYTES, len(target))
+        while offset < end:
+            count = os.preadv(source, [target[offset:end]], start + offset)
+            if not count:
+                raise EOFError("the file ends early")
+            offset += count
+
+    for _ in pool.map(read, range(0, len(target), _READ_BYTES)):
+        pass
+
+
+def _through_ring(pool: Executor, source: int, start: int, whole: Tensor) -> None:
+    """Copy to the device from pinned buffers, one of which is read into while others are on their way."""
+    import torch  # noqa: PLC0415
+
+    ring = [torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(_COPY_BUFFERS)]
+    done = [torch.cuda.Event() for _ in ring]
+    for number, offset in enumerate(range(0, len(whole), _COPY_BYTES)):
+        slot = number % _COPY_BUFFERS
+        done[slot].synchronize()
+        part = whole[offset : offset + _COPY_BYTES]
+        _fill(pool, source, start + offset, memoryview(ring[slot][: len(part)].numpy()))
+        part.copy_(ring[slot][: len(part)], non_blocking=True)
+        done[slot].record()
+    torch.cuda.synchronize()
+
+
+class RunaiStreamer(_Unchanged):
+    """Run:ai's model streamer, which reads with threads of its own (``RUNAI_STREAMER_CONCURRENCY``)."""
+
+    name = "runai-model-streamer"
+    package = "runai-model-streamer"
+    module = "runai_model_streamer"
+    devices = frozenset({"cpu", "cuda"})
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """All files in one stream; it gives each tensor as the caller's own."""
+        from runai_model_streamer import SafetensorsStreamer  # noqa: PLC0415
+
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_files(_files(path), device=device)
+            tensors = dict(streamer.get_tensors())
+        _settle(device)
+        return tensors
+
+
+class FastSafetensors(_Unchanged):
+    """fastsafetensors without GPUDirect Storage, which needs a driver of its own."""
+
+    name = "fastsafetensors"
+    package = "fastsafetensors"
+    module = "fastsafetensors"
+    devices = frozenset({"cpu", "cuda"})
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """Tensors lie in its buffer, as its users have them; the buffer lives as long as the dictionary."""
+        from fastsafetensors import fastsafe_open  # noqa: PLC0415
+
+        opened = fastsafe_open(_files(path), nogds=True, device=device)
+        tensors = _Kept({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        tensors.owner = opened
+        _settle(device)
+        return tensors
+
+
+class _Kept(dict[str, "Tensor"]):
+    """Tensors and what their memory belongs to."""
+
+    owner: Any = None
+
+    def __del__(self) -> None:
+        self.clear()
+        if self.owner is not None:
+            self.owner.__exit__(None, None, None)
+
+
+class InstantTensor(_Unchanged):
+    """InstantTensor, for CUDA only; ``buffered`` because the page cache is warm where it is compared warm."""
+
+    name = "instanttensor"
+    package = "instanttensor"
+    module = "instanttensor"
+    devices = frozenset({"cuda"})
+
+    def __init__(self, *, buffered: bool = False) -> None:
+        self._buffered = buffered
+        self.name = "instanttensor, buffered" if buffered else "instanttensor"
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """Direct reads by default, as the package does."""
+        from instanttensor import BackendPolicy, safe_open  # noqa: PLC0415
+
+        backend = BackendPolicy.BUFFERED if self._buffered else None
+        number = device if ":" in device else f"{device}:0"
+        with safe_open(_files(path), "pt", number, backend=backend) as opened:
+            tensors = dict(opened.tensors())
+        _settle(device)
+        return tensors
+
+
+class Tensorizer:
+    """CoreWeave's tensorizer, in its own format."""
+
+    name = "tensorizer"
+    package = "tensorizer"
+    module = "tensorizer"
+    devices = frozenset({"cpu", "cuda"})
+
+    def prepare(self, directory: Path, scratch: Path) -> Path:
+        """One file with all tensors."""
+        from safetensors.torch import load_file  # noqa: PLC0415
+        from tensorizer import TensorSerializer  # noqa: PLC0415
+
+        path = scratch / "model.tensors"
+        tensors: dict[str, Tensor] = {}
+        for file in _files(directory):
+            tensors |= load_file(file)
+        serializer = TensorSerializer(str(path))
+        serializer.write_state_dict(tensors)
+        serializer.close()
+        return path
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """With a reader for each core."""
+        from tensorizer import TensorDeserializer  # noqa: PLC0415
+
+        with TensorDeserializer(str(path), device=device, num_readers=os.cpu_count() or 1) as opened:
+            tensors = {name: opened[name].data for name in opened.keys()}  # noqa: SIM118
+        _settle(device)
+        return tensors
+
+
+class Codec(Protocol):
+    """A compressor of bytes that are bf16 values."""
+
+    name: str
+    package: str
+    module: str
+
+    def pack(self, data: bytearray) -> bytes:
+        """The bytes, compressed; it may overwrite ``data``."""
+
+    def unpack(self, packed: bytes, length: int) -> bytes | bytearray:
+        """The ``length`` bytes again."""
+
+
+class ZipNN:
+    """ZipNN for bf16."""
+
+    package = "zipnn"
+    module = "zipnn"
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self.name = f"zipnn, {threads} thread" + ("s" if threads > 1 else "")
+
+    def _codec(self) -> Any:
+        from zipnn import ZipNN as Codec_  # noqa: PLC0415
+
+        return Codec_(input_format="byte", bytearray_dtype="bfloat16", threads=self._threads)
+
+    def pack(self, data: bytearray) -> bytes:
+        """It reorders bits in its input, even where that is ``bytes``."""
+        packed: bytes = self._codec().compress(data)
+        return packed
+
+    def unpack(self, packed: bytes, length: int) -> bytes | bytearray:
+        """The length is in its header."""
+        del length
+        data: bytearray = self._codec().decompress(packed)
+        return data
+
+
+class Zstd:
+    """Plain zstd at its usual level."""
+
+    package = "zstandard"
+    module = "zstandard"
+
+    def __init__(self, threads: int = 1, level: int = 3) -> None:
+        self._threads = threads
+        self._level = level
+        self.name = f"zstd -{level}, {threads} thread" + ("s" if threads > 1 else "")
+
+    def pack(self, data: bytearray) -> bytes:
+        """One frame."""
+        import zstandard  # noqa: PLC0415
+
+        threads = self._threads if self._threads > 1 else 0
+        return zstandard.ZstdCompressor(level=self._level, threads=threads).compress(data)
+
+    def unpack(self, packed: bytes, length: int) -> bytes | bytearray:
+        """One frame is read by one thread only."""
+        import zstandard  # noqa: PLC0415
+
+        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=length)
+
+
+def peers() -> list[Peer]:
+    """Every loader, whether it is installed or not."""
+    return [
+        Safetensors(),
+        SafetensorsRead(),
+        RunaiStreamer(),
+        FastSafetensors(),
+        InstantTensor(),
+        InstantTensor(buffered=True),
+        Tensorizer(),
+    ]
+
+
+def codecs() -> list[Codec]:
+    """Every codec, on one core and on all."""
+    return [kind(threads) for kind in (ZipNN, Zstd) for threads in (1, os.cpu_count() or 1)]
+
+
+def available() -> tuple[list[Peer | Codec], dict[str, str]]:
+    """The peers that can be imported, and for each that cannot the reason."""
+    usable: list[Peer | Codec] = []
+    reasons = dict(NOT_INSTALLABLE)
+    everyone: list[Peer | Codec] = [*peers(), *codecs()]
+    for peer in everyone:
+        try:
+            importlib.import_module(peer.module)
+        except Exception as error:  # noqa: BLE001 - a package without its libraries fails in any way
+            reasons[peer.name] = f"{type(error).__name__}: {error}"
+        else:
+            usable.append(peer)
+    return usable, reasons
+
+
+def versions(found: list[Peer | Codec]) -> Mapping[str, str]:
+    """The version of each package that takes part, for the report."""
+    return {package: version(package) for package in sorted({peer.package for peer in found})}
