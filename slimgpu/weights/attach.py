@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slimgpu.oci.reference import Reference
-    from slimgpu.progress import Progress
     from slimgpu.store.context import Context
     from slimgpu.store.ranges import RangeSource
     from slimgpu.weights.index import Index
@@ -45,14 +44,14 @@ class Filling:
         sources: Sequence[RangeSource],
         wanted: Sequence[int],
         keeper: BlobKeeper | None,
-        progress: Progress,
+        context: Context,
     ) -> None:
-        """``keeper`` keeps what comes over a network."""
+        """``keeper`` keeps what comes over a network; None when nothing does, and only cores limit the fetch."""
         self.region = region
         self.wanted = wanted
         self._sources = sources
         self._keeper = keeper
-        self._progress = progress
+        self._context = context
         self._error: BaseException | None = None
         self._stop = threading.Event()
 
@@ -79,17 +78,19 @@ class Filling:
             self._error = error
 
     def _fill(self, *, planes: bool) -> None:
-        from slimgpu.weights.fetch import Fetcher  # noqa: PLC0415 - numpy, while the first answers are on their way
+        from slimgpu.weights.fetch import MAX_THREADS, Fetcher  # noqa: PLC0415 - numpy: not before the first answer
 
-        index = self.region.index
+        index, keeper = self.region.index, self._keeper
+        threads = MAX_THREADS if keeper else self._context.jobs
         missing = [number for number in self.wanted if not self.region.has(number)]
         total = sum(index.chunks[number].stored for number in missing)
-        with self._progress.task("fetching weights", total) as task:
-            Fetcher(index, self._sources, self.region, keeper=self._keeper, planes=planes, stop=self._stop).run(
-                missing, task
+        with self._context.progress.task("fetching weights", total) as task:
+            fetcher = Fetcher(
+                index, self._sources, self.region, keeper=keeper, planes=planes, threads=threads, stop=self._stop
             )
-        if self._keeper is not None:
-            self._keeper.make_room()
+            fetcher.run(missing, task)
+        if keeper is not None:
+            keeper.make_room()
 
     def wait(self, chunks: Sequence[int]) -> None:
         """Return when all of ``chunks`` are there; raises the error that ended the filling."""
@@ -115,14 +116,13 @@ def attached(
         wanted = choose(index)
         config = artifact.manifest.config
         folder = claim_folder(context.cache, config.digest, sum(index.chunks[number].size for number in wanted))
-        regions.create(folder, config.media_type, artifact.raw_config, index)
+        if not keep:
+            stack.callback(_release, folder)
+        region = stack.enter_context(regions.opened(folder, config.media_type, artifact.raw_config, index))
         if keep:
             regions.mark_kept(folder)
-        else:
-            stack.callback(_release, folder)
-        region = stack.enter_context(regions.opened(folder, index))
         keeper = disk_tier(context.cache) if isinstance(reference, RegistryReference) else None
-        yield Filling(region, [source, *_peers(reference, context, stack)], wanted, keeper, context.progress)
+        yield Filling(region, [source, *_peers(reference, context, stack)], wanted, keeper, context)
 
 
 def _release(folder: Path) -> None:

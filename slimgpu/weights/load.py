@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -19,7 +19,7 @@ def load(
     dtype: torch.dtype | None = None,
     only: str | None = None,
     *,
-    files: str | None = None,
+    files: str | Sequence[str] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def stream(
     dtype: torch.dtype | None = None,
     only: str | None = None,
     *,
-    files: str | None = None,
+    files: str | Sequence[str] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[tuple[str, Any]]:
@@ -42,8 +42,9 @@ def stream(
     ``ref`` is written as everywhere (``docker://host/repo:tag``, ``oci:dir:tag``, ``oci-archive:file``). ``device``
     is torch's; on the CPU tensors share memory with every process that loads the same artifact, and what is written
     to one is seen here alone. ``dtype`` converts floating-point tensors. ``only`` and ``files`` are patterns as in
-    the shell, for names of tensors and paths of files. With ``world`` above 1 the model is split into pipeline
-    stages, of which ``rank`` is one. Without torch installed, tensors come as memoryviews of their bytes.
+    the shell, for names of tensors and paths of files (one pattern, or several). With ``world`` above 1 the model is
+    split into pipeline stages, of which ``rank`` is one. Without torch installed, tensors come as memoryviews of
+    their bytes.
 
     What another process (``slimgpu prefetch``, ``slimgpu run``) has fetched or is fetching is not fetched again.
     Raises `slimgpu.errors.SlimgpuError`.

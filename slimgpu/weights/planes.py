@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     Plane = NDArray[np.uint8]
     Words = NDArray[np.uint16]
 
-_PIECE: Final = 256 * 1024
-"""Numbers that are worked on at a time."""
+_PIECE: Final = 1024 * 1024
+"""Numbers that are worked on at a time: each operation may have to wait for the interpreter's lock, so not too few."""
 _SIGN_AND_MANTISSA: Final = np.int16(-0x8000 | 0x7F)
 
 

@@ -25,7 +25,6 @@ from filelock import FileLock
 
 from slimgpu.errors import DestinationError
 from slimgpu.store.files import atomic_file
-from slimgpu.weights.index import parse_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,36 +86,34 @@ def write_at(handle: int, data: memoryview, offset: int) -> None:
         written += os.pwrite(handle, data[written:], offset + written)
 
 
-def create(folder: Path, media_type: str, raw_index: bytes, index: Index) -> None:
-    """Make the region's files unless they are there; several processes may do so at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(folder.parent / "lock"):
-        if (folder / "index").exists():
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-        for name, size in (("data", index.total), ("state", len(index.chunks))):
-            with (folder / name).open("wb") as file:
-                file.truncate(max(size, 1))
-        with atomic_file(folder / "index", sync=False) as file:
-            file.write(media_type.encode() + b"\n" + raw_index)
-
-
-def read_index(folder: Path) -> Index:
-    """The index of a region that is there; FileNotFoundError when it is not."""
-    media_type, _, data = (folder / "index").read_bytes().partition(b"\n")
-    return parse_index(media_type.decode("ascii", "replace"), data, str(folder))
-
-
 @contextmanager
-def opened(folder: Path, index: Index) -> Iterator[Region]:
-    """The region in ``folder``; FileNotFoundError when another process has just removed it."""
-    region = Region(folder, index)
+def opened(folder: Path, media_type: str, raw_index: bytes, index: Index) -> Iterator[Region]:
+    """The region in ``folder``, made now unless it is there; several processes may do so at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tier_lock(folder.parent):
+        if not (folder / "index").exists():
+            _create(folder, media_type, raw_index, index)
+        region = Region(folder, index)
     try:
         os.utime(folder)  # which was used last, for whoever has to make room
         yield region
     finally:
         region.close()
+
+
+def tier_lock(tier: Path) -> FileLock:
+    """Held while a region of the tier is made, opened or removed."""
+    return FileLock(tier / "lock")
+
+
+def _create(folder: Path, media_type: str, raw_index: bytes, index: Index) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    for name, size in (("data", index.total), ("state", len(index.chunks))):
+        with (folder / name).open("wb") as file:
+            file.truncate(max(size, 1))
+    with atomic_file(folder / "index", sync=False) as file:
+        file.write(media_type.encode() + b"\n" + raw_index)
 
 
 def mark_kept(folder: Path) -> None:

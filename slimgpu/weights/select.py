@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from slimgpu.weights.index import Index, TensorEntry
 
 
-def select(index: Index, only: str | None, files: str | None, rank: int, world: int) -> list[TensorEntry]:
-    """Tensors in load order: names like ``only``, from files like ``files`` (both as in the shell), of one stage.
+def select(
+    index: Index, only: str | None, files: str | Sequence[str] | None, rank: int, world: int
+) -> list[TensorEntry]:
+    """Tensors in load order: names like ``only``, from files like any of ``files`` (as in the shell), of one stage.
 
     With ``world`` above 1 the model is split into that many pipeline stages, and ``rank`` chooses one. Raises
     `UsageError` when two files hold different tensors of one name, `NotFoundError` when nothing is left.
     """
     if not 0 <= rank < world:
         raise UsageError(f"rank {rank} is not one of {world}; ranks count from 0")
-    chosen = [t for t in index.tensors if files is None or fnmatchcase(index.files[t.file].path, files)]
+    patterns = ("*",) if files is None else (files,) if isinstance(files, str) else files
+    wanted = {n for n, file in enumerate(index.files) if any(fnmatchcase(file.path, each) for each in patterns)}
+    chosen = [tensor for tensor in index.tensors if tensor.file in wanted]
     chosen = _unique(chosen, index)
     if world > 1:
         stages = stage([tensor.name for tensor in chosen], world)

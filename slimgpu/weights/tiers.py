@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from slimgpu.errors import UsageError
 from slimgpu.units import parse_size
 from slimgpu.weights.keep import BlobKeeper
-from slimgpu.weights.region import is_kept
+from slimgpu.weights.region import is_kept, tier_lock
 
 if TYPE_CHECKING:
     from slimgpu.store.cache import Cache
@@ -95,7 +95,7 @@ def _regions(folder: Path) -> list[tuple[Path, float, int]]:
 def remove_unused(region: Path) -> bool:
     """Remove a region unless a process has it open; whether it went."""
     try:
-        with (region / "state").open("rb") as state:
+        with tier_lock(region.parent), (region / "state").open("rb") as state:
             fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(region, ignore_errors=True)
     except (FileNotFoundError, BlockingIOError):
