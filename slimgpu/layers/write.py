@@ -61,7 +61,7 @@ def _write(tar: Iterator[bytes], size: int, layer_format: Format, directory: Pat
     compressed = compress(_hashed(readahead(tar), hasher), layer_format, size, jobs)
     digest, stored, path = write_blob(directory, readahead(compressed))
     descriptor = Descriptor(layer_format.media_type, digest, stored)
-    return BlobLayer(descriptor, f"sha256:{hasher.hexdigest()}", open_file(path))
+    return BlobLayer(descriptor, open_file(path), f"sha256:{hasher.hexdigest()}")
 
 
 def _hashed(chunks: Iterator[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:

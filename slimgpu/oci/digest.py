@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Annotated, Final
-
-from pydantic import AfterValidator
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from slimgpu.errors import DigestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pydantic_core import CoreSchema
 
 _LENGTHS: Final = {"sha256": 64, "sha512": 128}
 _DIGEST: Final = re.compile(r"([a-z0-9]+):([0-9a-f]+)")
@@ -32,7 +32,17 @@ def _validate(text: str) -> str:
     return text
 
 
-Digest = Annotated[str, AfterValidator(_validate)]
+class _IsDigest:
+    """What pydantic's ``AfterValidator(_validate)`` is, for those who check digests without loading pydantic."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        from pydantic_core import core_schema  # noqa: PLC0415 - only pydantic calls this
+
+        return core_schema.no_info_after_validator_function(_validate, handler(source))
+
+
+Digest = Annotated[str, _IsDigest]
 
 
 def digest_bytes(data: bytes) -> str:

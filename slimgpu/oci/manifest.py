@@ -6,7 +6,7 @@ https://distribution.github.io/distribution/spec/manifest-v2-2/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, alias_gene
 
 from slimgpu.errors import ImageError
 from slimgpu.oci import media
-from slimgpu.oci.digest import Digest
+from slimgpu.oci.digest import Digest, digest_bytes
 
 _CAMEL = ConfigDict(alias_generator=alias_generators.to_camel, populate_by_name=True)
 _MAX_DOCUMENT = 4 * 1024 * 1024  # what registries accept as a manifest
@@ -138,6 +138,26 @@ def _is_attestation(manifest: Descriptor) -> bool:
 def _fits(offered: Platform, wanted: Platform) -> bool:
     same = (offered.os, offered.architecture) == (wanted.os, wanted.architecture)
     return same and (wanted.variant is None or offered.variant in (None, wanted.variant))
+
+
+def referrer(manifest: Manifest, data: bytes) -> Descriptor:
+    """The artifact with this manifest (parsed, and its bytes) as a list of what is attached to its subject names it.
+
+    Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pushing-manifests-with-subject
+    """
+    return Descriptor(
+        manifest.media_type or media.OCI_MANIFEST,
+        digest_bytes(data),
+        len(data),
+        annotations=manifest.annotations,
+        artifact_type=manifest.artifact_type or manifest.config.media_type,
+    )
+
+
+def referrers_of_type(found: Iterable[Descriptor], artifact_type: str | None) -> tuple[Descriptor, ...]:
+    """Those of one type (None: of any), each once."""
+    unique = {entry.digest: entry for entry in found if artifact_type in (None, entry.artifact_type)}
+    return tuple(unique.values())
 
 
 def is_index(media_type: str | None, data: bytes) -> bool:

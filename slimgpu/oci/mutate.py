@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slimgpu.errors import ImageError
@@ -13,6 +13,7 @@ from slimgpu.oci.config import ImageConfig
 from slimgpu.oci.digest import digest_bytes, verified
 from slimgpu.oci.image import CHUNK, Artifact, Blob, Image, Layer
 from slimgpu.oci.manifest import Descriptor, Manifest, Platform, dump, parse_manifest
+from slimgpu.oci.reference import RegistryReference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,10 +23,14 @@ OpenBlob = Callable[[], AbstractContextManager[Iterator[bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class CheckedBlob:
-    """A blob over anything that can be opened; the check of its digest happens here, for every store."""
+    """A blob over anything that can be opened; the check of its digest happens here, for every store.
+
+    ``origin`` is what it was read for in a registry, which can lend the blob to its other repositories.
+    """
 
     descriptor: Descriptor
     open_blob: OpenBlob
+    origin: RegistryReference | None = field(default=None, kw_only=True)
 
     @contextmanager
     def open(self) -> Iterator[Iterator[bytes]]:
@@ -95,7 +100,12 @@ def _chunks(read: Callable[[int], bytes | None], size: int | None) -> Iterator[b
 
 
 def parse_image(
-    name: str, raw_manifest: bytes, raw_config: bytes, open_blob: Callable[[Descriptor], OpenBlob]
+    name: str,
+    raw_manifest: bytes,
+    raw_config: bytes,
+    open_blob: Callable[[Descriptor], OpenBlob],
+    *,
+    origin: RegistryReference | None = None,
 ) -> Image:
     """An image from its two documents (already checked against their digests)."""
     manifest = parse_manifest(raw_manifest, f"the manifest of {name}")
@@ -106,7 +116,7 @@ def parse_image(
             "configuration; push or save it again"
         )
     layers = [
-        BlobLayer(descriptor, open_blob(descriptor), diff_id)
+        BlobLayer(descriptor, open_blob(descriptor), diff_id, origin=origin)
         for descriptor, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
     ]
     return ImageValue(name, manifest, raw_manifest, config, raw_config, layers)

@@ -1,7 +1,8 @@
 """Names of images, as skopeo writes them.
 
 ``docker://host/repo:tag@digest`` (what a bare name means), ``docker-daemon:repo:tag``, ``oci:dir[:tag]``,
-``oci-archive:file[:tag]``, ``docker-archive:file.tar[:repo:tag]``.
+``oci-archive:file[:tag]``, ``docker-archive:file.tar[:repo:tag]``. Beyond that, ``oci:dir@digest`` and
+``oci-archive:file@digest`` name what a layout holds without a tag.
 
 Sources: https://github.com/containers/image/blob/main/docs/containers-transports.5.md,
 https://github.com/distribution/reference
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -71,19 +72,44 @@ class DaemonReference:
 
 @dataclass(frozen=True, slots=True)
 class PathReference:
-    """An image in a directory or an archive file; ``tag`` picks one of several."""
+    """An image in a directory or an archive file; ``tag`` or ``digest`` picks one of several."""
 
     transport: PathTransport
     path: Path
     tag: str | None = None
+    digest: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.transport}:{self.path}" + (f":{self.tag}" if self.tag else "")
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.transport}:{self.path}{tag}{digest}"
+
+    @property
+    def identifier(self) -> str | None:
+        """What picks one of several; None for the only one."""
+        return self.digest or self.tag
 
 
 Reference = RegistryReference | DaemonReference | PathReference
 
 _UNSUPPORTED: Final = ("containers-storage", "dir", "containerd", "podman", "ostree", "sif", "tarball")
+
+
+def is_repository(text: str) -> bool:
+    """Whether ``text`` is the name of a repository, as in ``host/text:tag``."""
+    return len(text) <= _MAX_REPOSITORY and _REPOSITORY.fullmatch(text) is not None
+
+
+def is_tag(text: str) -> bool:
+    """Whether ``text`` is a well-formed tag."""
+    return _TAG.fullmatch(text) is not None
+
+
+def by_digest(reference: Reference, digest: str) -> Reference:
+    """What has this digest where ``reference`` lies (in the Docker engine: this image id)."""
+    if isinstance(reference, DaemonReference):
+        return DaemonReference(digest)
+    return replace(reference, tag=None, digest=digest)
 
 
 def parse_reference(text: str) -> Reference:
@@ -121,9 +147,12 @@ def _parse_registry(name: str, text: str) -> RegistryReference:
         host, path = _DEFAULT_HOST, rest if slash else f"library/{rest}"
     repository, colon, tag = path.partition(":")
     _check(_HOST.fullmatch(host) is not None, text, f"{host!r} is not a registry host")
-    valid = _REPOSITORY.fullmatch(repository) is not None and len(repository) <= _MAX_REPOSITORY
-    _check(valid, text, f"{repository!r} is not a repository (lower-case letters, digits, '.', '_', '-')")
-    _check(not colon or _TAG.fullmatch(tag) is not None, text, f"{tag!r} is not a tag")
+    _check(
+        is_repository(repository),
+        text,
+        f"{repository!r} is not a repository (lower-case letters, digits, '.', '_', '-')",
+    )
+    _check(not colon or is_tag(tag), text, f"{tag!r} is not a tag")
     default = None if digest else "latest"
     return RegistryReference(host, repository, tag or default, digest or None)
 
@@ -138,9 +167,12 @@ def _parse_daemon(name: str, text: str) -> DaemonReference:
 
 
 def _parse_path(transport: PathTransport, rest: str, text: str) -> PathReference:
-    path, tag = _split_path(transport, rest)
+    named, at, digest = rest.rpartition("@")
+    if not at or transport is PathTransport.DOCKER_ARCHIVE or not is_digest(digest):
+        named, digest = rest, ""
+    path, tag = _split_path(transport, named)
     _check(bool(path), text, "the path is missing")
-    return PathReference(transport, Path(path), tag)
+    return PathReference(transport, Path(path), tag, digest or None)
 
 
 def _split_path(transport: PathTransport, rest: str) -> tuple[str, str | None]:
@@ -148,7 +180,7 @@ def _split_path(transport: PathTransport, rest: str) -> tuple[str, str | None]:
         path, colon, name = rest.partition(":")
         return path, name if colon else None
     path, colon, tag = rest.rpartition(":")
-    if colon and _TAG.fullmatch(tag):
+    if colon and is_tag(tag):
         return path, tag
     return rest, None
 

@@ -22,22 +22,20 @@ from slimgpu.oci.mutate import open_file, parse_image
 from slimgpu.oci.reference import PathTransport, parse_reference
 from slimgpu.store.cache import unpacked
 from slimgpu.store.documents import check_document_size
-from slimgpu.store.layout import read_layout, read_layout_artifact
-from slimgpu.store.ranges import LayoutRanges
+from slimgpu.store.layout import read_layout
 from slimgpu.store.tarindex import ArchivedBlobs, TarIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from slimgpu.oci.image import Artifact, Image
+    from slimgpu.oci.image import Image
     from slimgpu.oci.manifest import Platform
     from slimgpu.oci.mutate import OpenBlob
     from slimgpu.oci.reference import PathReference
     from slimgpu.progress import Progress
     from slimgpu.store.cache import Cache
-    from slimgpu.store.layout import BlobFile
-    from slimgpu.store.ranges import RangeSource
+    from slimgpu.store.layout import BlobFile, Blobs
 
 _MAGIC: Final = b"ustar"
 _MAGIC_OFFSET: Final = 257
@@ -65,20 +63,17 @@ def open_archive(reference: PathReference, platform: Platform, cache: Cache, pro
     with _uncompressed(reference.path, name, cache, progress) as path:
         index = TarIndex(path, name)
         if reference.transport is PathTransport.OCI_ARCHIVE:
-            yield read_layout(name, ArchivedBlobs(index), reference.tag, platform)
+            yield read_layout(name, ArchivedBlobs(index), reference.identifier, platform)
         else:
             yield read_docker_archive(index, reference.tag)
 
 
 @contextmanager
-def open_archived_artifact(
-    reference: PathReference, cache: Cache, progress: Progress
-) -> Iterator[tuple[Artifact, RangeSource]]:
-    """The artifact in the archive file of a layout, and its blobs by position."""
+def open_archived_layout(reference: PathReference, cache: Cache, progress: Progress) -> Iterator[Blobs]:
+    """The blobs of the layout in the archive file."""
     name = str(reference)
     with _uncompressed(reference.path, name, cache, progress) as path:
-        blobs = ArchivedBlobs(TarIndex(path, name))
-        yield read_layout_artifact(name, blobs, reference.tag), LayoutRanges(name, blobs)
+        yield ArchivedBlobs(TarIndex(path, name))
 
 
 @contextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.errors import ImageError
-from slimgpu.oci.manifest import choose, is_index, parse_index, parse_manifest
-from slimgpu.oci.mutate import ArtifactValue, CheckedBlob, parse_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     from slimgpu.oci.image import Artifact, Image
     from slimgpu.oci.manifest import Descriptor, Platform
     from slimgpu.oci.mutate import OpenBlob
+    from slimgpu.oci.reference import RegistryReference
 
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 """Bytes of a JSON document that is read into memory; engines refuse configurations half as long."""
@@ -35,12 +34,16 @@ def resolve_image(
     *,
     fetch: Callable[[Descriptor], bytes],
     open_blob: Callable[[Descriptor], OpenBlob],
+    origin: RegistryReference | None = None,
 ) -> Image:
     """The image that the document ``data`` leads to, for ``platform``.
 
     ``fetch`` gives a document checked against its digest. Raises `ImageError` for schema 1 and for what is no
     image, and what ``choose`` and ``fetch`` raise.
     """
+    from slimgpu.oci.manifest import choose, is_index, parse_index, parse_manifest  # noqa: PLC0415 - pydantic: not
+    from slimgpu.oci.mutate import parse_image  # noqa: PLC0415 - before the first answer
+
     for _ in range(_MAX_DEPTH):
         if not is_index(media_type, data):
             break
@@ -49,16 +52,24 @@ def resolve_image(
     if _SCHEMA1_KEY in data:
         raise ImageError(f"{name} is a schema 1 image, which engines no longer read; build and push it again")
     manifest = parse_manifest(data, f"the manifest of {name}")
-    return parse_image(name, data, fetch(manifest.config), open_blob)
+    return parse_image(name, data, fetch(manifest.config), open_blob, origin=origin)
 
 
 def resolve_artifact(
-    name: str, data: bytes, *, fetch: Callable[[Descriptor], bytes], open_blob: Callable[[Descriptor], OpenBlob]
+    name: str,
+    data: bytes,
+    *,
+    fetch: Callable[[Descriptor], bytes],
+    open_blob: Callable[[Descriptor], OpenBlob],
+    origin: RegistryReference | None = None,
 ) -> Artifact:
     """The artifact with the manifest ``data``; an image is one, too.
 
     Raises `ImageError` for what is no manifest, and what ``fetch`` raises.
     """
+    from slimgpu.oci.manifest import parse_manifest  # noqa: PLC0415 - pydantic: not before the first answer
+    from slimgpu.oci.mutate import ArtifactValue, CheckedBlob  # noqa: PLC0415
+
     manifest = parse_manifest(data, f"the manifest of {name}")
-    blobs = [CheckedBlob(layer, open_blob(layer)) for layer in manifest.layers]
+    blobs = [CheckedBlob(layer, open_blob(layer), origin=origin) for layer in manifest.layers]
     return ArtifactValue(name, manifest, data, fetch(manifest.config), blobs)

@@ -27,7 +27,8 @@ _RETRIES: Final = 4
 _CONNECT_RETRIES: Final = 2
 _BACKOFF_MAX: Final = 8.0
 _RETRY_AFTER_MAX: Final = 60.0
-_PASSING: Final = (429, 500, 502, 503, 504)
+PASSING: Final = (429, 500, 502, 503, 504)
+"""Statuses that another attempt may not meet."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -71,7 +72,7 @@ def new_session() -> requests.Session:
         other=0,
         backoff_factor=0.5,
         backoff_max=_BACKOFF_MAX,
-        status_forcelist=_PASSING,
+        status_forcelist=PASSING,
         allowed_methods=("GET", "HEAD"),
         redirect=0,
         raise_on_status=False,

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from slimgpu.errors import DestinationError, ImageError, NotFoundError
 from slimgpu.oci import media
 from slimgpu.oci.digest import check_bytes, digest_bytes
-from slimgpu.oci.manifest import Descriptor, Index, choose, dump, parse_index
+from slimgpu.oci.manifest import (
+    Descriptor,
+    Index,
+    choose,
+    dump,
+    parse_index,
+    parse_manifest,
+    referrer,
+    referrers_of_type,
+)
 from slimgpu.oci.mutate import open_file
 from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_artifact, resolve_image
 from slimgpu.store.files import atomic_file, exclusive, sync_directory, write_blob
@@ -45,6 +54,10 @@ class BlobFile:
             file.seek(self.offset)
             return file.read(self.size)
 
+    def covers(self, offset: int, length: int) -> bool:
+        """See `slimgpu.store.shelf.ShelvedBlob.covers`."""
+        return offset + length <= self.size
+
 
 class Blobs(Protocol):
     """Where a layout's documents and blobs are: a directory, or an archive of one."""
@@ -73,58 +86,83 @@ class BlobFiles:
         return BlobFile(path, 0, path.stat().st_size)
 
 
-def read_layout(name: str, blobs: Blobs, tag: str | None, platform: Platform) -> Image:
-    """The image tagged ``tag`` (None: the only one), for ``platform``."""
-    index = _read_index(name, blobs)
-    descriptor = _select(index, tag, name) if _has_names(index) or tag else choose(index, platform, name)
+def read_layout(name: str, blobs: Blobs, identifier: str | None, platform: Platform) -> Image:
+    """The image with this tag or digest (None: the only one), for ``platform``."""
+    index = read_index(name, blobs)
+    if identifier is None:
+        index = replace(index, manifests=tuple(m for m in index.manifests if m.artifact_type is None))
+    named = identifier is not None or has_names(index)
+    descriptor = _select(index, identifier, name) if named else choose(index, platform, name)
     return resolve_image(
         name,
         descriptor.media_type,
-        _read(blobs, descriptor, name),
+        read_document(blobs, descriptor, name),
         platform,
-        fetch=lambda document: _read(blobs, document, name),
+        fetch=lambda document: read_document(blobs, document, name),
         open_blob=lambda layer: _open(blobs, layer, name),
     )
 
 
-def read_layout_artifact(name: str, blobs: Blobs, tag: str | None) -> Artifact:
-    """The artifact tagged ``tag`` (None: the only one)."""
+def read_layout_artifact(name: str, blobs: Blobs, identifier: str | None) -> Artifact:
+    """The artifact with this tag or digest (None: the only one)."""
     return resolve_artifact(
         name,
-        _read(blobs, _select(_read_index(name, blobs), tag, name), name),
-        fetch=lambda document: _read(blobs, document, name),
+        read_document(blobs, _select(read_index(name, blobs), identifier, name), name),
+        fetch=lambda document: read_document(blobs, document, name),
         open_blob=lambda layer: _open(blobs, layer, name),
     )
 
 
-def _read_index(name: str, blobs: Blobs) -> Index:
+def layout_referrers(name: str, blobs: Blobs, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+    """What is attached to the manifest ``digest``, of one type (None: of any)."""
+    return referrers_of_type(_attached(name, blobs, digest), artifact_type)
+
+
+def _attached(name: str, blobs: Blobs, digest: str) -> Iterator[Descriptor]:
+    for entry in read_index(name, blobs).manifests:
+        if entry.media_type in media.MANIFESTS:
+            data = read_document(blobs, entry, name)
+            manifest = parse_manifest(data, f"{entry.digest} of {name}")
+            if manifest.subject is not None and manifest.subject.digest == digest:
+                yield referrer(manifest, data)
+
+
+def read_index(name: str, blobs: Blobs) -> Index:
+    """What the layout holds; `NotFoundError` naming ``name`` when it is none."""
     try:
         return parse_index(blobs.document("index.json"), f"the index of {name}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{name} is not an OCI layout: index.json is missing") from error
 
 
-def _select(index: Index, tag: str | None, name: str) -> Descriptor:
-    names = [(m.annotations or {}).get(REF_NAME) for m in index.manifests]
-    chosen = [m for m, n in zip(index.manifests, names, strict=True) if tag is None or _is_named(n, tag)]
+def _select(index: Index, identifier: str | None, name: str) -> Descriptor:
+    chosen = [m for m in index.manifests if identifier is None or is_called(m, identifier)]
     if len(chosen) == 1 or (chosen and len({m.digest for m in chosen}) == 1):
         return chosen[0]
-    tags = ", ".join(sorted(n for n in names if n)) or "none"
-    if tag is not None:
+    tags = ", ".join(sorted(n for n in map(name_in_layout, index.manifests) if n)) or "none"
+    if identifier is not None:
         raise NotFoundError(f"{name} is not in the layout; its tags are: {tags}")
     raise NotFoundError(f"{name} holds several images; add one of its tags: {tags}")
 
 
-def _has_names(index: Index) -> bool:
+def has_names(index: Index) -> bool:
     """Without any name, several manifests are one image for several platforms, as buildx exports it."""
-    return any(REF_NAME in (manifest.annotations or {}) for manifest in index.manifests)
+    return any(name_in_layout(manifest) is not None for manifest in index.manifests)
 
 
-def _is_named(name: str | None, tag: str) -> bool:
-    return name == tag or (name is not None and name.endswith(f":{tag}"))
+def name_in_layout(manifest: Descriptor) -> str | None:
+    """What the index of a layout calls the manifest: mostly its tag, sometimes the whole name."""
+    return (manifest.annotations or {}).get(REF_NAME)
 
 
-def _read(blobs: Blobs, descriptor: Descriptor, name: str) -> bytes:
+def is_called(manifest: Descriptor, identifier: str) -> bool:
+    """Whether a tag or digest means the manifest of a layout."""
+    name = name_in_layout(manifest)
+    return identifier in (name, manifest.digest) or (name is not None and name.endswith(f":{identifier}"))
+
+
+def read_document(blobs: Blobs, descriptor: Descriptor, name: str) -> bytes:
+    """The document that ``descriptor`` names, checked; ``name`` is the layout's, for messages."""
     blob = _find(blobs, descriptor, name)
     what = f"{descriptor.media_type} in {name}"
     check_document_size(blob.size, what)
@@ -204,15 +242,21 @@ class LayoutWriter:
         write_blob(staged / "blobs", [artifact.raw_config])
         write_blob(staged / "blobs", [artifact.raw_manifest])
         entry = layout_entry(artifact, self._tag)
-        self._publish(entry)
+        present = self._present_index()
+        kept = (m for m in present.manifests if not self._replaces(m, entry, attached=artifact.manifest.subject))
+        self._publish(replace(present, manifests=(*kept, entry)))
         return entry.digest
 
-    def _publish(self, entry: Descriptor) -> None:
-        """Make the staged image visible: by one rename for a new layout, else by its index."""
-        present = self._present_index()
-        others = tuple(m for m in present.manifests if (m.annotations or {}).get(REF_NAME) != self._tag)
-        same = tuple(m for m in others if m.digest != entry.digest or m.annotations != entry.annotations)
-        index = replace(present, manifests=(*same, entry))
+    def _replaces(self, present: Descriptor, entry: Descriptor, attached: Descriptor | None) -> bool:
+        """Of what has no tag, one of a kind stays; but any number may be attached to something."""
+        if name_in_layout(present) != self._tag:
+            return False
+        if self._tag is not None or present.digest == entry.digest:
+            return True
+        return attached is None and present.artifact_type == entry.artifact_type
+
+    def _publish(self, index: Index) -> None:
+        """Make what is staged visible: by one rename for a new layout, else by its index."""
         with atomic_file(self.workspace / "index.json") as file:
             file.write(dump(index))
         if not self._root.exists() or not any(self._root.iterdir()):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from slimgpu.errors import ImageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from slimgpu.store.layout import Blobs
 
 
@@ -37,15 +39,23 @@ class LayoutRanges:
             place = self._blobs.find(digest)
         except FileNotFoundError as error:
             raise ImageError(f"{self.name} lacks the blob {digest}; copy the artifact again") from error
-        filled = 0
-        with place.path.open("rb", buffering=0) as file:
-            file.seek(place.offset + offset)
-            while filled < len(buffer) and offset + filled < place.size:
-                count = file.readinto(buffer[filled:])
-                if not count:
-                    break
-                filled += count
-        if filled < len(buffer) or offset + filled > place.size:
+        try:
+            whole = place.covers(offset, len(buffer)) and _fill(place.path, place.offset + offset, buffer)
+        except OSError as error:
+            raise ImageError(f"the blob {digest} of {self.name} cannot be read ({error.strerror})") from error
+        if not whole:
             raise ImageError(
                 f"the blob {digest} of {self.name} is shorter than its index says; copy the artifact again"
             )
+
+
+def _fill(path: Path, offset: int, buffer: memoryview) -> bool:
+    filled = 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while filled < len(buffer):
+            count = file.readinto(buffer[filled:])
+            if not count:
+                return False
+            filled += count
+    return True

@@ -19,6 +19,7 @@ from slimgpu.oci.digest import check_bytes, is_digest
 from slimgpu.oci.image import CHUNK
 from slimgpu.store.documents import MAX_DOCUMENT, check_document_size, resolve_artifact, resolve_image
 from slimgpu.store.http_session import (
+    PASSING,
     RANGE_TIMEOUT,
     TIMEOUT,
     UPLOAD_TIMEOUT,
@@ -47,8 +48,16 @@ _OK: Final = (200,)
 _UNAUTHORIZED: Final = 401
 _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
+_STORED: Final = (200, 201, 202)
 _TOO_MANY: Final = 429
 _MAX_DETAIL: Final = 200
+_SURPRISES: Final = ("DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN")
+"""What we send is checked, so it was damaged on its way, or storage does not show yet what was just stored there."""
+_BROKEN: Final = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+
+
+class PassingError(RegistryError):
+    """A failure that another attempt may not meet; to callers of the store it is a `RegistryError` like any other."""
 
 
 class Repository:
@@ -96,6 +105,26 @@ class Repository:
         digest = identifier if is_digest(identifier) else told
         return media_type, check_bytes(data, digest, f"{what} of {self.name}") if is_digest(digest) else data
 
+    def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Mapping[str, str]:
+        """Store a manifest or index by tag or digest; gives the headers of the answer."""
+        target = self.path("manifests", identifier)
+        headers = {"Content-Type": media_type}
+        with self.send(
+            "PUT", target, f"the manifest {identifier}", good=_STORED, headers=headers, body=data
+        ) as response:
+            return response.headers
+
+    def has(self, kind: str, digest: str) -> bool:
+        """Whether the repository holds the manifest or blob."""
+        headers = {"Accept": _ACCEPT}
+        good = (*_OK, _NOT_FOUND)
+        with self.send("HEAD", self.path(kind, digest), f"{kind} {digest}", good=good, headers=headers) as response:
+            return response.status_code in _OK
+
+    def may_read(self, repository: str) -> None:
+        """Be allowed to read another repository of the same registry, too; `RegistryError` when that is refused."""
+        self._auth.include(repository)
+
     def document(self, descriptor: Descriptor) -> bytes:
         """The manifest, index or configuration that ``descriptor`` names, checked."""
         if descriptor.media_type in _DOCUMENTS:
@@ -128,7 +157,7 @@ class Repository:
         try:
             yield from response.raw.stream(CHUNK, decode_content=False)
         except urllib3.exceptions.HTTPError as error:
-            raise RegistryError(f"reading {digest} of {self.name} broke off; try again") from error
+            raise PassingError(f"reading {digest} of {self.name} broke off; try again") from error
 
     def _document(self, response: requests.Response, what: str) -> bytes:
         try:
@@ -182,7 +211,9 @@ class Repository:
                 method, url, headers=headers, data=body, timeout=timeout, allow_redirects=follow, stream=True
             )
         except (requests.RequestException, ValueError) as error:  # the latter for a redirect to no URL
-            raise RegistryError(f"{self.name} is out of reach: {reason(error, origin(url)[1])}") from error
+            passing = isinstance(error, _BROKEN) and not isinstance(error, requests.exceptions.SSLError)
+            kind = PassingError if passing else RegistryError
+            raise kind(f"{self.name} is out of reach: {reason(error, origin(url)[1])}") from error
 
     def _failure(self, response: requests.Response, what: str) -> RegistryError:
         status, detail = response.status_code, _detail(response)
@@ -190,9 +221,10 @@ class Repository:
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             return self._auth.refused()
         if status == _TOO_MANY:
-            return RegistryError(f"{self._host} wants fewer requests ({what} of {self.name}); try again later")
+            return PassingError(f"{self._host} wants fewer requests ({what} of {self.name}); try again later")
         way_out = "try again later" if status >= requests.codes.internal_server_error else "check the reference"
-        return RegistryError(f"{self._host} answered {status}{detail} for {what} of {self.name}; {way_out}")
+        kind = PassingError if status in PASSING or any(code in detail for code in _SURPRISES) else RegistryError
+        return kind(f"{self._host} answered {status}{detail} for {what} of {self.name}; {way_out}")
 
 
 def _detail(response: requests.Response) -> str:
@@ -211,7 +243,13 @@ def open_registry_image(reference: RegistryReference, platform: Platform) -> Ite
     with Repository(reference).opened() as repository:
         media_type, data = repository.manifest(reference.identifier)
         yield resolve_image(
-            str(reference), media_type, data, platform, fetch=repository.document, open_blob=repository.open_blob
+            str(reference),
+            media_type,
+            data,
+            platform,
+            fetch=repository.document,
+            open_blob=repository.open_blob,
+            origin=reference,
         )
 
 
@@ -220,5 +258,6 @@ def open_registry_artifact(reference: RegistryReference) -> Iterator[tuple[Artif
     """The artifact in the registry, and its blobs by position."""
     with Repository(reference).opened() as repository:
         _, data = repository.manifest(reference.identifier)
-        artifact = resolve_artifact(str(reference), data, fetch=repository.document, open_blob=repository.open_blob)
+        fetch, open_blob = repository.document, repository.open_blob
+        artifact = resolve_artifact(str(reference), data, fetch=fetch, open_blob=open_blob, origin=reference)
         yield artifact, RegistryRanges(repository)

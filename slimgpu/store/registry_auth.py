@@ -53,9 +53,10 @@ class Authenticator:
         self._host = host
         self._repository = repository
         self._resource = f"repository:{repository}:"
-        self._scope = self._resource + actions
+        self._wanted = [self._resource + actions]
         self._lock = threading.Lock()
         self._header: str | None = None
+        self._bearer: tuple[Challenge, str] | None = None
 
     def header(self) -> str | None:
         """What to send now; None as long as the registry has not asked for anything."""
@@ -72,6 +73,22 @@ class Authenticator:
             if self._header == used:
                 self._header = self._answer(parse_challenge(www_authenticate), used, url)
 
+    def include(self, repository: str) -> None:
+        """Be allowed to read another repository, too; `RegistryError` when the token service refuses that."""
+        scope = f"repository:{repository}:pull"
+        with self._lock:
+            if scope in self._wanted:
+                return
+            self._wanted.append(scope)
+            if self._bearer is None:
+                return
+            challenge, url = self._bearer
+            try:
+                self._header = self._answer(challenge, None, url)
+            except RegistryError:
+                self._wanted.remove(scope)
+                raise
+
     def refused(self) -> RegistryError:
         """The error for credentials, or their absence, that the registry does not accept."""
         return RegistryError(
@@ -84,6 +101,7 @@ class Authenticator:
             raise self.refused()
         credentials = find_credentials(self._host, self._repository)
         if challenge.scheme == "bearer":
+            self._bearer = challenge, url
             return f"Bearer {self._fetch_token(challenge, credentials, url)}"
         if credentials is None or not credentials.username or used is not None:
             raise self.refused()
@@ -125,7 +143,8 @@ class Authenticator:
     def _scopes(self, challenge: Challenge) -> list[str]:
         """Our own, and what the registry wants of other resources (a mount's source)."""
         asked = challenge.parameters.get("scope", "").split()
-        return [self._scope, *(scope for scope in asked if not scope.startswith(self._resource))]
+        others = (scope for scope in asked if not scope.startswith(self._resource) and scope not in self._wanted)
+        return [*self._wanted, *others]
 
     def _token(self, data: bytes | None) -> str:
         try:

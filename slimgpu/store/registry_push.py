@@ -1,5 +1,7 @@
 """Writing to a registry: blobs that it lacks, then the configuration, then the manifest.
 
+A blob that lies in another repository of the same registry is mounted from there. What breaks off is tried again.
+
 Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#push
 """
 
@@ -9,18 +11,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from slimgpu.errors import DestinationError, RegistryError
 from slimgpu.oci import media
 from slimgpu.oci.digest import digest_bytes
+from slimgpu.oci.manifest import referrer
+from slimgpu.oci.mutate import CheckedBlob
 from slimgpu.progress import SILENT
 from slimgpu.store.http_session import resolve_location
-from slimgpu.store.registry import Repository
+from slimgpu.store.referrers import attach
+from slimgpu.store.registry import PassingError, Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from slimgpu.oci.image import Artifact, Blob
     from slimgpu.oci.manifest import Descriptor
@@ -33,29 +38,44 @@ _OK: Final = 200
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _NO_CONTENT: Final = 204
-_NOT_FOUND: Final = 404
 _PARALLEL: Final = 4
+_RESTARTS: Final = 3
+_BACKOFF: Final = 1.0
+
+T = TypeVar("T")
 
 
 class _Body:
-    """A blob as the body of a request: its length is known, and it can be sent again."""
+    """A blob as the body of a request: its length is known, and it can be sent again; only news are progress."""
 
     def __init__(self, content: OpenBlob, size: int, task: Task, stop: Event) -> None:
         self._content = content
         self._size = size
         self._task = task
         self._stop = stop
+        self._told = 0
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[bytes]:
+        sent = 0
         with self._content() as chunks:
             for chunk in chunks:
                 if self._stop.is_set():
                     raise RegistryError("the push was given up because another of its uploads failed")
                 yield chunk
-                self._task.advance(len(chunk))
+                sent += len(chunk)
+                self._tell(sent)
+
+    def _tell(self, position: int) -> None:
+        if position > self._told:
+            self._task.advance(position - self._told)
+            self._told = position
+
+    def finish(self) -> None:
+        """The blob is there, sent or not."""
+        self._tell(self._size)
 
 
 class RegistryWriter:
@@ -83,13 +103,12 @@ class RegistryWriter:
 
     def has(self, blob: Descriptor) -> bool:
         """See `slimgpu.store.transport.ArtifactSink.has`."""
-        target = self._repository.path("blobs", blob.digest)
-        with self._repository.send("HEAD", target, f"the blob {blob.digest}", good=(_OK, _NOT_FOUND)) as response:
-            return response.status_code == _OK
+        return self._repository.has("blobs", blob.digest)
 
     def put(self, blob: Blob, task: Task) -> None:
         """See `slimgpu.store.transport.ArtifactSink.put`."""
-        self._push_blob(blob.descriptor, blob.open, task)
+        origin = blob.origin if isinstance(blob, CheckedBlob) else None
+        self._push_blob(blob.descriptor, blob.open, task, origin)
 
     def write(self, artifact: Artifact, task: Task) -> str:
         """Push the image or artifact; gives its digest. ``task`` advances by the layers' stored bytes."""
@@ -109,14 +128,30 @@ class RegistryWriter:
         config = artifact.manifest.config
         with SILENT.task("configuration", config.size) as uncounted:
             self._push_blob(config, lambda: nullcontext(iter([artifact.raw_config])), uncounted)
-        self._push_manifest(artifact, self._reference.tag or digest, digest)
+        self._persist(lambda: self._push_manifest(artifact, self._reference.tag or digest, digest))
         return digest
 
-    def _push_blob(self, blob: Descriptor, content: OpenBlob, task: Task) -> None:
-        if self.has(blob):
-            task.advance(blob.size)
+    def _push_blob(
+        self, blob: Descriptor, content: OpenBlob, task: Task, origin: RegistryReference | None = None
+    ) -> None:
+        body = _Body(content, blob.size, task, self._stop)
+        self._persist(lambda: self._push_once(blob, body, origin))
+        body.finish()
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives, which starts again when it breaks off."""
+        for attempt in range(_RESTARTS):
+            try:
+                return work()
+            except PassingError:
+                if self._stop.wait(_BACKOFF * 2**attempt):
+                    raise
+        return work()
+
+    def _push_once(self, blob: Descriptor, body: _Body, origin: RegistryReference | None) -> None:
+        location = None if self.has(blob) else self._begin_upload(blob.digest, origin)
+        if location is None:
             return
-        location = self._start_upload()
         separator = "&" if urlsplit(location).query else "?"
         self._repository.send(
             "PUT",
@@ -124,8 +159,19 @@ class RegistryWriter:
             f"the upload of {blob.digest}",
             good=(_CREATED, _NO_CONTENT),
             headers={"Content-Type": "application/octet-stream"},
-            body=_Body(content, blob.size, task, self._stop),
+            body=body,
         ).close()
+
+    def _begin_upload(self, digest: str, origin: RegistryReference | None) -> str | None:
+        """Where to send the blob; None when the registry took it over from another of its repositories."""
+        if origin is not None and origin.host == self._reference.host:
+            query = urlencode({"mount": digest, "from": origin.repository})
+            target = self._repository.path("blobs", f"uploads/?{query}")
+            with suppress(RegistryError):  # not every registry mounts, nor may every user read there
+                self._repository.may_read(origin.repository)
+                with self._repository.send("POST", target, "a mount", good=(_CREATED, _ACCEPTED)) as response:
+                    return None if response.status_code == _CREATED else resolve_location(response)
+        return self._start_upload()
 
     def _start_upload(self) -> str:
         target = self._repository.path("blobs", "uploads/")
@@ -140,14 +186,11 @@ class RegistryWriter:
 
     def _push_manifest(self, artifact: Artifact, identifier: str, digest: str) -> None:
         media_type = artifact.manifest.media_type or media.OCI_MANIFEST
-        with self._repository.send(
-            "PUT",
-            self._repository.path("manifests", identifier),
-            "the manifest",
-            good=(_CREATED, _OK, _ACCEPTED),
-            headers={"Content-Type": media_type},
-            body=artifact.raw_manifest,
-        ) as response:
-            stored = response.headers.get("Docker-Content-Digest", digest)
+        answer = self._repository.put_manifest(identifier, media_type, artifact.raw_manifest)
+        stored = answer.get("Docker-Content-Digest", digest)
         if stored != digest:
             raise RegistryError(f"{self._reference} was stored as {stored}, not {digest}; push it again")
+        if artifact.manifest.subject is not None and "OCI-Subject" not in answer:
+            attach(
+                self._repository, referrer(artifact.manifest, artifact.raw_manifest), artifact.manifest.subject.digest
+            )

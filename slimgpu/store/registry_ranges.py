@@ -27,6 +27,8 @@ class RegistryRanges:
 
     def read_into(self, digest: str, offset: int, buffer: memoryview) -> None:
         """See `RangeSource.read_into`. Raises `RegistryError`."""
+        if not len(buffer):
+            return
         span = f"{offset}-{offset + len(buffer) - 1}"
         what = f"bytes {span} of the blob {digest}"
         target = self._repository.path("blobs", digest)
@@ -54,4 +56,5 @@ def _fill(body: http.client.HTTPResponse, buffer: memoryview) -> None:
         if not count:
             raise http.client.IncompleteRead(b"", len(buffer) - filled)
         filled += count
-    body.read()  # what ends the answer, so that the connection can be used again
+    if body.read(1):  # reads what ends the answer, so that the connection can be used again
+        raise http.client.HTTPException("the answer is longer than its range")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slimgpu.progress import Progress, Task
     from slimgpu.store.archive_writer import OciArchiveWriter
     from slimgpu.store.cache import Cache
-    from slimgpu.store.layout import LayoutWriter
+    from slimgpu.store.layout import Blobs, LayoutWriter
     from slimgpu.store.ranges import RangeSource
 
 
@@ -96,7 +96,7 @@ def _path_image(reference: PathReference, platform: Platform, cache: Cache, prog
     if reference.transport is PathTransport.OCI:
         from slimgpu.store.layout import BlobFiles, read_layout  # noqa: PLC0415
 
-        yield read_layout(str(reference), BlobFiles(reference.path), reference.tag, platform)
+        yield read_layout(str(reference), BlobFiles(reference.path), reference.identifier, platform)
         return
     from slimgpu.store.archive import open_archive  # noqa: PLC0415
 
@@ -116,19 +116,27 @@ def open_artifact(reference: Reference, cache: Cache, progress: Progress) -> Ite
         with open_registry_artifact(reference) as opened:
             yield opened
         return
+    from slimgpu.store.layout import read_layout_artifact  # noqa: PLC0415
+    from slimgpu.store.ranges import LayoutRanges  # noqa: PLC0415
+
     reference = _artifact_path(reference)
+    with _layout_blobs(reference, cache, progress) as blobs:
+        name = str(reference)
+        yield read_layout_artifact(name, blobs, reference.identifier), LayoutRanges(name, blobs)
+
+
+@contextmanager
+def _layout_blobs(reference: PathReference, cache: Cache, progress: Progress) -> Iterator[Blobs]:
     _require_path(reference)
     if reference.transport is PathTransport.OCI:
-        from slimgpu.store.layout import BlobFiles, read_layout_artifact  # noqa: PLC0415
-        from slimgpu.store.ranges import LayoutRanges  # noqa: PLC0415
+        from slimgpu.store.layout import BlobFiles  # noqa: PLC0415
 
-        name, blobs = str(reference), BlobFiles(reference.path)
-        yield read_layout_artifact(name, blobs, reference.tag), LayoutRanges(name, blobs)
+        yield BlobFiles(reference.path)
         return
-    from slimgpu.store.archive import open_archived_artifact  # noqa: PLC0415
+    from slimgpu.store.archive import open_archived_layout  # noqa: PLC0415
 
-    with open_archived_artifact(reference, cache, progress) as opened:
-        yield opened
+    with open_archived_layout(reference, cache, progress) as blobs:
+        yield blobs
 
 
 def _artifact_path(reference: DaemonReference | PathReference) -> PathReference:
@@ -187,6 +195,8 @@ def _artifact_sink(reference: Reference, cache: Cache) -> AbstractContextManager
 
 
 def _layout_sink(reference: PathReference) -> AbstractContextManager[LayoutWriter | OciArchiveWriter]:
+    if reference.digest:
+        raise UsageError(f"{reference} names what is there by its digest; name what is written by a tag")
     if reference.transport is PathTransport.OCI:
         from slimgpu.store.layout import LayoutWriter  # noqa: PLC0415
 
@@ -194,3 +204,25 @@ def _layout_sink(reference: PathReference) -> AbstractContextManager[LayoutWrite
     from slimgpu.store.archive_writer import OciArchiveWriter  # noqa: PLC0415
 
     return OciArchiveWriter(reference).opened()
+
+
+def find_referrers(
+    reference: Reference, digest: str, artifact_type: str | None, cache: Cache, progress: Progress
+) -> tuple[Descriptor, ...]:
+    """What is attached to the manifest ``digest`` where ``reference`` lies, of one type (None: of any).
+
+    `slimgpu.oci.reference.by_digest` names it then. Nothing can be attached in a Docker archive or engine. Raises as
+    `open_image` does.
+    """
+    if isinstance(reference, RegistryReference):
+        from slimgpu.store.referrers import registry_referrers  # noqa: PLC0415
+        from slimgpu.store.registry import Repository  # noqa: PLC0415
+
+        with Repository(reference).opened() as repository:
+            return registry_referrers(repository, digest, artifact_type)
+    if isinstance(reference, DaemonReference) or reference.transport is PathTransport.DOCKER_ARCHIVE:
+        return ()
+    from slimgpu.store.layout import layout_referrers  # noqa: PLC0415
+
+    with _layout_blobs(reference, cache, progress) as blobs:
+        return layout_referrers(str(reference), blobs, digest, artifact_type)

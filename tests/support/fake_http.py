@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ class FakeServer:
 
 @contextmanager
 def serving(behaviour: Behaviour) -> Iterator[FakeServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     fake = FakeServer(f"127.0.0.1:{server.server_port}")
     server.behaviour = behaviour  # type: ignore[attr-defined]
     server.fake = fake  # type: ignore[attr-defined]
@@ -61,6 +62,13 @@ def serving(behaviour: Behaviour) -> Iterator[FakeServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may hang up."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

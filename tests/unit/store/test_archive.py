@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import zstandard
 
 from slimgpu.errors import DestinationError, DigestError, ImageError, NotFoundError, SlimgpuError, UsageError
 from slimgpu.oci.manifest import Platform
+from slimgpu.oci.mutate import BlobLayer
 from slimgpu.oci.reference import parse_reference
 from slimgpu.store.cache import Cache
 from slimgpu.store.transport import open_sink
@@ -88,7 +90,9 @@ def test_conflicts_are_told_before_any_work(kind: str, tmp_path: Path, cache: Ca
 def test_a_failed_write_leaves_nothing(kind: str, tmp_path: Path, cache: Cache) -> None:
     good = hello_image("plain")
     other = make_layer([Entry("x", b"other")], "plain")
-    wrong = type(other)(good.layers[0].descriptor, good.layers[0].diff_id, other.open_blob)  # type: ignore[call-arg,attr-defined]
+    first = good.layers[0]
+    assert isinstance(other, BlobLayer)
+    wrong = replace(other, descriptor=first.descriptor, diff_id=first.diff_id)
     image = type(good)(
         good.name, good.manifest, good.raw_manifest, good.config, good.raw_config, [wrong, *good.layers[1:]]
     )  # type: ignore[call-arg]
