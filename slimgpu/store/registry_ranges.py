@@ -9,13 +9,14 @@ from __future__ import annotations
 import http.client
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.errors import RegistryError
+from slimgpu.errors import NotFoundError, RegistryError
 
 if TYPE_CHECKING:
     from slimgpu.store.registry import Repository
 
 _PIECE: Final = 1024 * 1024
 _PARTIAL: Final = 206
+_NOT_FOUND: Final = 404
 
 
 class RegistryRanges:
@@ -26,14 +27,17 @@ class RegistryRanges:
         self._repository = repository
 
     def read_into(self, digest: str, offset: int, buffer: memoryview) -> None:
-        """See `RangeSource.read_into`. Raises `RegistryError`."""
+        """See `RangeSource.read_into`. Raises `RegistryError`, and `NotFoundError` for what isn't there."""
         if not len(buffer):
             return
         span = f"{offset}-{offset + len(buffer) - 1}"
         what = f"bytes {span} of the blob {digest}"
         target = self._repository.path("blobs", digest)
         headers = {"Range": f"bytes={span}"}
-        response = self._repository.send("GET", target, what, good=(_PARTIAL,), headers=headers)
+        response = self._repository.send("GET", target, what, good=(_PARTIAL, _NOT_FOUND), headers=headers)
+        if response.status_code == _NOT_FOUND:
+            response.close()
+            raise NotFoundError(f"{self.name} lacks {what}; push the artifact again")
         try:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {span}/"):
                 raise http.client.HTTPException("the answer holds another part")  # noqa: TRY301 - one way out for all
