@@ -1,7 +1,8 @@
 """The loaders and the codecs that slimgpu's weights are held against, each behind the same two calls.
 
 A loader's `prepare` is not timed: it makes the form that the loader reads, if that is not safetensors. Its `load` ends
-with every tensor in memory of its own on ``device``, so that no arm gets away with a mapping of the page cache.
+with every tensor in memory of its own on ``device``, so that no arm gets away with a mapping of the page cache; the one
+that only maps says so in its name.
 Packages are imported where they are used: `available` tells which are there and why others are not, so that an arm is
 reported as missing, not left out. On the CPU all of it was run; the ways to CUDA follow each package's documentation.
 """
@@ -87,6 +88,24 @@ class Safetensors(_Unchanged):
             loaded = load_file(file, device=device)
             tensors |= {name: tensor.clone() for name, tensor in loaded.items()} if device == "cpu" else loaded
         _settle(device)
+        return tensors
+
+
+class SafetensorsMapped(_Unchanged):
+    """`load_file` as it is on the CPU: tensors are the mapped file, which is read when they are first used."""
+
+    name = "safetensors, mapped"
+    package = "safetensors"
+    module = "safetensors.torch"
+    devices = frozenset({"cpu"})
+
+    def load(self, path: Path, device: str) -> dict[str, Tensor]:
+        """One file after the other; nothing is read yet."""
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        tensors: dict[str, Tensor] = {}
+        for file in _files(path):
+            tensors |= load_file(file, device=device)
         return tensors
 
 
@@ -335,6 +354,7 @@ def peers() -> list[Peer]:
     """Every loader, whether it is installed or not."""
     return [
         Safetensors(),
+        SafetensorsMapped(),
         SafetensorsRead(),
         RunaiStreamer(),
         FastSafetensors(),

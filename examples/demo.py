@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The demo: assemble a real image from public packages, look into it, slim it, and print before and after.
+"""The demo: assemble a real image, look into it, slim it, split off its weights, fetch and load them.
 
-No Docker engine is used. The assembled image is cached, so a second run takes seconds.
+No Docker engine is used: images and weights go to a registry on this machine. The assembled image is cached, so that a
+second run takes seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from registry import running_registry
 
 HERE = Path(__file__).resolve().parent
 SLIM = HERE.parent / ".cache" / "demo"
@@ -27,6 +30,25 @@ def step(title: str, *command: str | Path) -> None:
     print(f"({time.monotonic() - started:.1f} s)", flush=True)
 
 
+def split(slimgpu: tuple[str, ...], image: str, slim: str, weights: str) -> None:
+    """The same image without its weights, which become an artifact beside it."""
+    options = ("--gpu", GPU, "--weights", "split", "--weights-to", weights)
+    step("weights apart, both into a registry", *slimgpu, "build", image, "--to", slim, *options)
+    step("what the artifact holds", *slimgpu, "weights", "list", weights)
+    step("fetch them into memory that processes share", *slimgpu, "prefetch", weights)
+    step("load them, and compare every value with what was packed", *slimgpu, "weights", "load", weights, "--check")
+    step(
+        "a command that starts while they are fetched",
+        *slimgpu,
+        "run",
+        weights,
+        "--",
+        "sh",
+        "-c",
+        "echo $SLIMGPU_WEIGHTS",
+    )
+
+
 def main() -> int:
     """Run the demo; gives the exit code of the first command that fails."""
     print("# assembling examples/cuda-numpy: Debian, CUDA libraries and numpy from PyPI, a small model, build tools")
@@ -40,6 +62,8 @@ def main() -> int:
         step("where its bytes are", *slimgpu, "analyze", image, "--gpu", GPU)
         step("the slim image, and before and after", *slimgpu, "build", image, "--to", f"oci:{SLIM}:slim", "--gpu", GPU)
         step("what is left", *slimgpu, "analyze", f"oci:{SLIM}:slim")
+        with running_registry(SLIM / "registry") as host:
+            split(slimgpu, image, f"{host}/demo/server:slim", f"{host}/demo/weights:minilm")
     except subprocess.CalledProcessError as error:
         return error.returncode
     return 0

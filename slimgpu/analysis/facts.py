@@ -14,6 +14,7 @@ from slimgpu.analysis.python import Distribution, read_distributions
 from slimgpu.analysis.seals import sealed
 from slimgpu.analysis.shrinking import ShrunkFile, applicable, as_sealed, shrink_files
 from slimgpu.analysis.tools import Tools, apt_tools, python_tools
+from slimgpu.analysis.weights import WeightFile, find_weights
 from slimgpu.elf.choice import Code
 from slimgpu.elf.cubin import NEEDED, is_container, may_be_code, read_code
 from slimgpu.elf.read import ElfFacts
@@ -66,6 +67,8 @@ class Facts:
     """The form that this gives each file with GPU code, symbols or debug information."""
     gpu_files: Mapping[str, Code]
     """Files that are a piece of GPU code by themselves."""
+    weights: Mapping[str, WeightFile]
+    """Files of model weights."""
 
     def size(self, path: str) -> int:
         """Bytes of a regular file; 0 for everything else, and for all but the first of its hard links."""
@@ -87,13 +90,14 @@ def gather(
     shrunk = shrink_files(files, _wishes(files, elf, wanted, seals), context)
     shrunk |= {path: as_sealed(shrunk[path], seals[path]) for path in seals if path in shrunk}
     gpu_files = dict(_gpu_files(files))
+    owners = _owners(files, packages, distributions)
     check_targets(wanted.policy, {*codes_in(shrunk.values()), *gpu_files.values()})
     return Facts(
         files=files,
         config=image.config,
         packages=packages,
         distributions=distributions,
-        owners=_owners(files, packages, distributions),
+        owners=owners,
         elf=elf,
         jit=jit,
         apt_tools=apt_tools(packages, jit),
@@ -102,6 +106,7 @@ def gather(
         seals=seals,
         shrunk=shrunk,
         gpu_files=gpu_files,
+        weights=find_weights(files, owners),
     )
 
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from slimgpu.analysis.analysis import analyze
+from slimgpu.cli.code_options import code_options, wanted_of
 from slimgpu.cli.console import stdout
 from slimgpu.cli.options import (
-    code_options,
     context_of,
     image_argument,
     jobs_option,
     json_option,
     platform_option,
-    wanted_of,
 )
 from slimgpu.report.document import to_json
 from slimgpu.report.tables import analysis_tables

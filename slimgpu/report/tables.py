@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rich.table import Table
 from rich.text import Text
 
+from slimgpu.report.drawing import new_table, safe_text
 from slimgpu.slim.result import rule_totals
 from slimgpu.units import format_size, printable
 
@@ -14,15 +14,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.console import RenderableType
+    from rich.table import Table
 
     from slimgpu.analysis.analysis import Analysis, Finding
     from slimgpu.analysis.gpu_code import GpuCodeSummary
     from slimgpu.slim.plan import Held, Plan
-    from slimgpu.slim.result import BuildResult, RuleTotal
+    from slimgpu.slim.result import BuildResult, RuleTotal, WeightsResult
 
 _SHORT: Final = 12
 _SHORTER: Final = 7
-_EFFECTS: Final = {"drop": "drops", "link": "links", "keep": "keeps", "edit": "edits", "shrink": "shrinks"}
+_EFFECTS: Final = {
+    "drop": "drops",
+    "link": "links",
+    "keep": "keeps",
+    "edit": "edits",
+    "shrink": "shrinks",
+    "add": "adds",
+}
 
 
 def analysis_tables(analysis: Analysis, *, show_all: bool) -> Iterator[RenderableType]:
@@ -49,24 +57,8 @@ def _hides_something(analysis: Analysis) -> bool:
     return max(len(analysis.layers), len(analysis.findings), len(analysis.owners)) > _SHORT
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A table whose last column gives way when the screen is narrow; names that end in ``>`` align right."""
-    table = Table(title=f"\n{title}" if title else None, title_justify="left", title_style="bold", header_style="dim")
-    table.box, table.pad_edge, table.expand = None, False, True
-    for name in columns[:-1]:
-        right = name.endswith(">")
-        table.add_column(name.removesuffix(">"), justify="right" if right else "left", no_wrap=True)
-    table.add_column(columns[-1], overflow="ellipsis", no_wrap=True, ratio=1)
-    return table
-
-
-def _text(foreign: str) -> Text:
-    """Text that may come from the image: neither markup nor control characters of it count."""
-    return Text(printable(foreign))
-
-
 def _layers(analysis: Analysis, limit: int | None) -> Table:
-    table = _table(
+    table = new_table(
         "Layers",
         "#>",
         "to pull>",
@@ -81,7 +73,7 @@ def _layers(analysis: Analysis, limit: int | None) -> Table:
             format_size(layer.stored),
             format_size(layer.unpacked),
             format_size(layer.hidden) if layer.hidden else "",
-            _text(_one_line(layer.step)),
+            safe_text(_one_line(layer.step)),
         )
     return table
 
@@ -94,7 +86,7 @@ def _one_line(step: str) -> str:
 
 
 def _groups(analysis: Analysis, limit: int | None) -> Table:
-    table = _table("What the bytes are", "bytes>", "share>", "files>", "group")
+    table = new_table("What the bytes are", "bytes>", "share>", "files>", "group")
     for group in analysis.groups[:limit]:
         share = 100 * group.bytes / analysis.unpacked if analysis.unpacked else 0
         table.add_row(format_size(group.bytes), f"{share:.1f} %", str(group.files), group.name)
@@ -102,26 +94,28 @@ def _groups(analysis: Analysis, limit: int | None) -> Table:
 
 
 def _owners(analysis: Analysis) -> Table:
-    table = _table("Packages", "bytes>", "files>", "from", "package")
+    table = new_table("Packages", "bytes>", "files>", "from", "package")
     for owner in analysis.owners:
-        table.add_row(format_size(owner.bytes), str(owner.files), owner.kind, _text(f"{owner.name} {owner.version}"))
+        table.add_row(
+            format_size(owner.bytes), str(owner.files), owner.kind, safe_text(f"{owner.name} {owner.version}")
+        )
     return table
 
 
 def _gpu_code(code: GpuCodeSummary, limit: int | None) -> Iterator[RenderableType]:
     """Bytes by architecture and, when GPUs are named, by library."""
     stays = f"stays for {', '.join(code.targets)}>" if code.targets else ""
-    table = _table("GPU code", "bytes>", *([stays] if stays else []), "for")
+    table = new_table("GPU code", "bytes>", *([stays] if stays else []), "for")
     for row in code.architectures[:limit]:
-        table.add_row(format_size(row.bytes), *([format_size(row.kept)] if stays else []), _text(row.name))
+        table.add_row(format_size(row.bytes), *([format_size(row.kept)] if stays else []), safe_text(row.name))
     yield table
     if stays:
-        table = _table("Libraries with GPU code", "bytes>", "stays>", "how", "file")
+        table = new_table("Libraries with GPU code", "bytes>", "stays>", "how", "file")
         for library in code.libraries[:limit]:
             how = library.method or ("left alone" if library.untouched or library.scattered else "nothing to drop")
             name = library.path.rpartition("site-packages/")[2]
             what = f"{name}: {library.untouched}" if library.untouched else name
-            table.add_row(format_size(library.bytes), format_size(library.kept), how, _text(what))
+            table.add_row(format_size(library.bytes), format_size(library.kept), how, safe_text(what))
         yield table
         missing = sum(len(library.missing) for library in code.libraries)
         if missing:
@@ -131,18 +125,18 @@ def _gpu_code(code: GpuCodeSummary, limit: int | None) -> Iterator[RenderableTyp
 
 
 def _findings(findings: Sequence[Finding], limit: int | None) -> Table:
-    table = _table("Findings", "bytes>", "files>", "rule", "build", "what")
+    table = new_table("Findings", "bytes>", "files>", "rule", "build", "what")
     for finding in findings[:limit]:
         what = f"{finding.title}: {finding.held_by[0]}" if finding.held_by else finding.title
         effect = _EFFECTS[finding.effect]
-        table.add_row(format_size(finding.bytes), str(finding.files), finding.rule, effect, _text(what))
+        table.add_row(format_size(finding.bytes), str(finding.files), finding.rule, effect, safe_text(what))
     return table
 
 
 def plan_tables(plan: Plan) -> Iterator[RenderableType]:
     """A plan in short."""
     saved = sum(action.bytes for action in plan.actions)
-    yield _text(f"{plan.image}: {len(plan.actions)} actions save {format_size(saved)} unpacked")
+    yield safe_text(f"{plan.image}: {len(plan.actions)} actions save {format_size(saved)} unpacked")
     yield Text()
     yield _rules(list(rule_totals(plan)))
     if plan.held:
@@ -150,22 +144,22 @@ def plan_tables(plan: Plan) -> Iterator[RenderableType]:
 
 
 def _rules(totals: Sequence[RuleTotal]) -> Table:
-    table = _table("Actions", "bytes>", "files>", "build", "rule")
+    table = new_table("Actions", "bytes>", "files>", "build", "rule")
     for total in totals:
-        table.add_row(format_size(total.bytes), str(total.files), _EFFECTS[total.do], _text(total.rule))
+        table.add_row(format_size(total.bytes), str(total.files), _EFFECTS[total.do], safe_text(total.rule))
     return table
 
 
 def _held(held: Sequence[Held]) -> Table:
-    table = _table("Kept all the same", "bytes>", "files>", "rule", "because")
+    table = new_table("Kept all the same", "bytes>", "files>", "rule", "because")
     for item in held[:_SHORT]:
-        table.add_row(format_size(item.bytes), str(item.files), _text(item.rule), _text(item.reason))
+        table.add_row(format_size(item.bytes), str(item.files), safe_text(item.rule), safe_text(item.reason))
     return table
 
 
 def result_tables(result: BuildResult) -> Iterator[RenderableType]:
     """A build's before and after."""
-    table = _table("Before and after", "", "before>", "after>", "saved")
+    table = new_table("Before and after", "", "before>", "after>", "saved")
     rows = (
         ("to pull", result.before.stored, result.after.stored),
         ("unpacked", result.before.unpacked, result.after.unpacked),
@@ -179,3 +173,15 @@ def result_tables(result: BuildResult) -> Iterator[RenderableType]:
     if result.held:
         yield _held(result.held)
     yield table
+    if result.weights is not None:
+        yield Text()
+        yield _weights(result.weights)
+
+
+def _weights(weights: WeightsResult) -> Text:
+    """What left as weights, and where it is."""
+    files = "1 file" if weights.files == 1 else f"{weights.files} files"
+    left = f"{files} of weights, {format_size(weights.bytes)}, left the image"
+    if not weights.ref:
+        return safe_text(left)
+    return safe_text(f"{left} for {weights.ref} ({format_size(weights.stored)} to fetch): {weights.digest}")

@@ -11,26 +11,28 @@ from slimgpu.analysis.shrinking import ShrunkFile, shrink_files
 from slimgpu.elf.shrink import Wanted
 from slimgpu.errors import UsageError
 from slimgpu.oci.digest import digest_bytes
-from slimgpu.rootfs.entry import MAGIC, Kind
+from slimgpu.rootfs.entry import MAGIC, Entry, Kind
 from slimgpu.rootfs.filesystem import FileSystem
 from slimgpu.rootfs.splice import literal
 from slimgpu.rootfs.tree import Inode, Node, Tree
 from slimgpu.slim.plan import Action, Do, Plan
 from slimgpu.slim.records import edited_record
 from slimgpu.slim.shrinks import CODE, SYMBOLS
+from slimgpu.weights.pointer import POINTER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from slimgpu.rootfs.entry import Entry
     from slimgpu.rootfs.splice import Splice
     from slimgpu.store.context import Context
 
 _MAX_STATUS: Final = 64 * 1024 * 1024
 
 
-def apply(plan: Plan, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -> FileSystem:
+def apply(plan: Plan, files: FileSystem, shrunk: Mapping[str, ShrunkFile], pointer: bytes = b"") -> FileSystem:
     """The file system as the plan leaves it; ``shrunk`` has the new form of what it shrinks.
+
+    ``pointer`` is the content of the files that it adds.
 
     Content stays where it is; what changes is described by how it comes from what was there. Raises `UsageError` when
     the plan names paths that the image lacks.
@@ -58,6 +60,8 @@ def apply(plan: Plan, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -> Fi
         if action.do is Do.EDIT:
             data = _edited(action.path, plan, files, tree)
             _replace(copier.inode_of(files.nodes[action.path].inode), literal(data), digest_bytes(data), data[:MAGIC])
+        elif action.do is Do.ADD:
+            _add(tree, action.path, pointer)
     return FileSystem(tree, files.tars, files.layers)
 
 
@@ -76,7 +80,7 @@ def shrunk_files(plan: Plan, files: FileSystem, context: Context) -> dict[str, S
 
 
 def _check(plan: Plan, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -> None:
-    named = [action.path for action in plan.actions]
+    named = [action.path for action in plan.actions if action.do is not Do.ADD]
     named += [action.target for action in plan.actions if action.do is Do.LINK]
     missing = next((path for path in named if path not in files.nodes), None)
     if missing is not None:
@@ -92,12 +96,28 @@ def _fits(action: Action, files: FileSystem, shrunk: Mapping[str, ShrunkFile]) -
     def is_file(path: str) -> bool:
         return files.nodes[path].inode.entry.kind is Kind.FILE
 
+    if action.do is Do.ADD:
+        directory, _, name = action.path.rpartition("/")
+        holder = files.tree.find(directory)
+        is_new = holder is not None and holder.children is not None and name not in holder.children
+        return is_new and name == POINTER_FILE
     if action.do is Do.LINK:
         return is_file(action.path) and is_file(action.target)
     if action.do is Do.SHRINK:
         return action.path in shrunk
     can_edit = action.path == STATUS or action.path.endswith(RECORD)
     return action.do is Do.DROP or (can_edit and is_file(action.path))
+
+
+def _add(tree: Tree, path: str, content: bytes) -> None:
+    """Put a file of our own into the tree: anyone may read it, and it has no time."""
+    directory, _, name = path.rpartition("/")
+    holder = tree.find(directory)
+    if holder is None or holder.children is None:
+        raise UsageError(f"the plan adds {path!r} to a directory that it drops; make it again")
+    inode = Inode(Entry(path, Kind.FILE, 0o644), max(holder.layer, 0), 1)
+    _replace(inode, literal(content), digest_bytes(content), content[:MAGIC])
+    holder.children[name] = Node(inode, inode.layer)
 
 
 class _Copier:
@@ -126,8 +146,10 @@ def _edited(path: str, plan: Plan, files: FileSystem, tree: Tree) -> bytes:
     if path == STATUS:
         return _edited_status(plan, files)
 
+    lent = set(plan.lent)
+
     def now(name: str) -> Entry | None:
-        node = tree.find(name)
+        node = files.nodes[name] if name in lent else tree.find(name)
         return None if node is None else node.inode.entry
 
     return edited_record(files, path, now)

@@ -16,6 +16,7 @@ from slimgpu.oci.mutate import compose
 from slimgpu.rootfs.tree import Tree, merge
 from slimgpu.slim.apply import apply, shrunk_files
 from slimgpu.slim.check import check
+from slimgpu.slim.weights import POINTER, SPLIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from slimgpu.rootfs.filesystem import FileSystem
     from slimgpu.slim.plan import Plan
     from slimgpu.store.context import Context
+    from slimgpu.weights.pointer import Pointer
 
 _LABEL: Final = "slimgpu"
 
@@ -47,23 +49,44 @@ def check_source(plan: Plan, image: Image) -> None:
         raise UsageError(f"the plan was made for {plan.source}, but {image.name} is {digest}; make a new plan")
 
 
-def build(image: Image, facts: Facts, plan: Plan, layer_format: Format, blobs: Path, context: Context) -> Built:
+def build(
+    image: Image,
+    facts: Facts,
+    plan: Plan,
+    layer_format: Format,
+    blobs: Path,
+    context: Context,
+    *,
+    pointer: Pointer | None = None,
+) -> Built:
     """Build the image that ``plan`` describes; its layers go to ``blobs/sha256``.
+
+    ``pointer`` says where the weights went that the plan splits (`slimgpu.slim.split`).
 
     Raises `BrokenClosureError` before anything is written when the result would lack what it needs.
     """
     check_source(plan, image)
-    with apply(plan, facts.files, shrunk_files(plan, facts.files, context)) as slim:
+    _check_pointer(plan, pointer)
+    content = b"" if pointer is None else pointer.dump()
+    with apply(plan, facts.files, shrunk_files(plan, facts.files, context), content) as slim:
         check(facts, plan, slim)
         plans = group_layers(slim, facts.owners)
         layers = write_layers(slim, plans, layer_format, blobs, context)
         _compare(slim, layers)
         inodes = [node.inode for _, node in slim.files()]
     unpacked = sum({id(inode): inode.entry.size for inode in inodes}.values())
-    return Built(_compose(image, plan, layers), layers, unpacked, len(inodes))
+    return Built(_compose(image, plan, layers, pointer), layers, unpacked, len(inodes))
 
 
-def _compose(image: Image, plan: Plan, layers: Sequence[WrittenLayer]) -> Image:
+def _check_pointer(plan: Plan, pointer: Pointer | None) -> None:
+    """Weights that were not packed must not go, and a pointer must not lead nowhere."""
+    needs = any(action.rule in (SPLIT, POINTER) for action in plan.actions)
+    if needs != (pointer is not None):
+        raise UsageError(f"the plan of {plan.image} and its weights do not belong together; make the plan again")
+
+
+def _compose(image: Image, plan: Plan, layers: Sequence[WrittenLayer], pointer: Pointer | None) -> Image:
+    said = {} if pointer is None else pointer.labels
     labels = {
         f"{_LABEL}.version": __version__,
         f"{_LABEL}.level": "safe",
@@ -73,9 +96,10 @@ def _compose(image: Image, plan: Plan, layers: Sequence[WrittenLayer]) -> Image:
     config = image.config.with_layers(
         [written.layer.diff_id for written in layers],
         [f"slimgpu build: {written.name}" for written in layers],
-        labels,
+        {**labels, **said},
     )
-    return compose(image.name, config, [written.layer for written in layers], image.manifest.annotations)
+    annotations = {**(image.manifest.annotations or {}), **said}
+    return compose(image.name, config, [written.layer for written in layers], annotations)
 
 
 def _compare(slim: FileSystem, layers: Sequence[WrittenLayer]) -> None:

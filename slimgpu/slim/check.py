@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from slimgpu.analysis.claims import loader_of, places_of
 from slimgpu.analysis.python import METADATA
 from slimgpu.errors import BrokenClosureError
+from slimgpu.slim.weights import DROP, SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from slimgpu.slim.plan import Plan
 
 _SHOWN: Final = 5
+_WEIGHTS: Final = (SPLIT, DROP)
 _WHOLE_PACKAGES: Final = "toolchain."
 """Rules that remove packages whole, and so must not take a file from another package."""
 
 
 def check(facts: Facts, plan: Plan, slim: FileSystem) -> None:
     """Raise `BrokenClosureError` naming what would be broken in ``slim`` that was whole before."""
-    broken = [*_broken_libraries(facts, slim), *_lost_records(facts, plan, slim), *_lost_entry_point(facts, slim)]
+    broken = [*_broken_libraries(facts, slim), *_lost_records(facts, plan, slim), *_lost_entry_point(facts, plan, slim)]
     if broken:
         more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         raise BrokenClosureError(
@@ -53,10 +55,14 @@ def _lost_records(facts: Facts, plan: Plan, slim: FileSystem) -> Iterator[str]:
                     yield f"{distribution.name} {distribution.version} names {path}, which is gone"
 
 
-def _lost_entry_point(facts: Facts, slim: FileSystem) -> Iterator[str]:
+def _lost_entry_point(facts: Facts, plan: Plan, slim: FileSystem) -> Iterator[str]:
+    weights = {action.path for action in plan.actions if action.rule in _WEIGHTS}
     for key in ("Entrypoint", "Cmd"):
         command = facts.config.runtime.get(key)
         word = str(command[0]) if isinstance(command, list) and command else ""
         places = places_of(word, facts.config) if word else ()
-        if any(map(facts.files.tree.resolve, places)) and not any(map(slim.tree.resolve, places)):
+        found = [path for path in map(facts.files.tree.resolve, places) if path is not None]
+        if any(path in weights for path in found):
+            continue  # ["/llama", "-m", "/model.gguf"], of which the command is the last word
+        if found and not any(map(slim.tree.resolve, places)):
             yield f"the image starts {word}, which is gone"

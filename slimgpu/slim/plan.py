@@ -19,9 +19,10 @@ from slimgpu.errors import UsageError
 from slimgpu.oci.digest import digest_bytes
 from slimgpu.rootfs.patterns import Patterns
 from slimgpu.slim.drops import following
-from slimgpu.slim.packages import leaving
+from slimgpu.slim.packages import leaving as leaving_packages
 from slimgpu.slim.records import stale_records
 from slimgpu.slim.shrinks import GpuCode, check_native, gpu_code_of, shrinks
+from slimgpu.slim.weights import KEEP, POINTER, SPLIT, Weights, leaving, pointers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -46,6 +47,7 @@ class Do(StrEnum):
     LINK = "link"
     EDIT = "edit"
     SHRINK = "shrink"
+    ADD = "add"
 
 
 def _as_path(value: object) -> str:
@@ -95,10 +97,16 @@ class Plan:
     removed_packages: tuple[str, ...]
     """Packages that leave dpkg's database because all their files leave, as name:architecture."""
     gpu_code: GpuCode
+    weights: Weights = KEEP
 
     def dump(self) -> bytes:
         """The plan as JSON, always the same bytes for the same value."""
         return json.dumps(asdict(self)).encode() + b"\n"
+
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """The weights that become an artifact, and so can come back to where they were."""
+        return tuple(action.path for action in self.actions if action.rule == SPLIT and action.do is Do.DROP)
 
     @property
     def digest(self) -> str:
@@ -127,6 +135,7 @@ class Wishes:
 
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    weights: Weights = KEEP
 
 
 def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Plan:
@@ -140,12 +149,13 @@ def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Pla
     drops.settle_links()
     removed = _remove_packages(facts, drops, keep)
     drops.follow(keep)
+    lent = _take_weights(facts, drops, wishes.weights, keep)
     links = drops.links()
     shrunk = [_shrink(facts, *found) for found in shrinks(facts, keep, links) if found[1].path not in drops.actions]
     check_native(facts, lambda path: path in drops.actions or keep.match(path))
     changed = {action.path for action in shrunk}
     changed |= {path for path, target in links.items() if target in changed}
-    _edit_records(facts, drops, changed, keep)
+    _edit_records(facts, drops, changed, lent, keep)
     return Plan(
         schema=SCHEMA,
         image=image.name,
@@ -154,6 +164,7 @@ def make_plan(image: Image, facts: Facts, claims: Claims, wishes: Wishes) -> Pla
         held=tuple(_held(facts, claims.values())),
         removed_packages=removed,
         gpu_code=gpu_code_of(facts.wanted.policy),
+        weights=wishes.weights,
     )
 
 
@@ -168,9 +179,24 @@ def _shrink(facts: Facts, rule: Rule, match: Match) -> Action:
     return Action(match.path, Do.SHRINK, rule.id, match.evidence, rule.partial(facts, match.path))
 
 
-def _edit_records(facts: Facts, drops: _Drops, changed: Collection[str], keep: Patterns) -> None:
-    """Let the records of distributions tell the truth about files that go or change."""
-    changes = list(stale_records(facts, lambda path: path in changed or drops.gone(path)))
+def _take_weights(facts: Facts, drops: _Drops, weights: Weights, keep: Patterns) -> Collection[str]:
+    """Let weights leave, but nothing that leads to them or held them; gives those that can come back."""
+    if weights.mode == "keep":
+        return ()
+    found = {path: why for path, why in leaving(facts, keep.match) if not drops.gone(path)}
+    for path, why in found.items():
+        drops.add(Action(path, Do.DROP, weights.rule, why, facts.size(path)))
+    drops.settle_links()
+    if weights.mode == "drop":
+        return ()
+    for path in pointers(facts, found, drops.gone):
+        drops.add(Action(path, Do.ADD, POINTER, "it says where the weights of this directory are", 0))
+    return found
+
+
+def _edit_records(facts: Facts, drops: _Drops, changed: Collection[str], lent: Collection[str], keep: Patterns) -> None:
+    """Let the records of distributions tell the truth about files that go or change; ``lent`` ones will be back."""
+    changes = list(stale_records(facts, lambda path: path in changed or (drops.gone(path) and path not in lent)))
     for record, count in changes:
         if not keep.match(record):
             drops.add(Action(record, Do.EDIT, RECORDS, f"{count} of the files that it names go or change", 0))
@@ -231,7 +257,7 @@ class _Drops:
 
 def _remove_packages(facts: Facts, drops: _Drops, keep: Patterns) -> tuple[str, ...]:
     """Take the packages that leave whole out of dpkg's database; gives them as name:architecture."""
-    found = [package for package in leaving(facts, drops.gone) if not any(map(keep.match, package.records))]
+    found = [package for package in leaving_packages(facts, drops.gone) if not any(map(keep.match, package.records))]
     if not found or keep.match(STATUS):
         return ()
     for package in found:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.slim.plan import Do, Held
+from slimgpu.slim.weights import DROP, SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,6 +54,23 @@ class LayerResult:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsResult:
+    """Weights that left the image."""
+
+    files: int
+    bytes: int
+    """Unpacked, hard links counted once."""
+    ref: str = ""
+    """Where they went; '' when they were dropped, and nothing below is known."""
+    digest: str = ""
+    """Of the artifact's manifest."""
+    index: str = ""
+    """Of its configuration, which the image names."""
+    stored: int = 0
+    """Bytes of the artifact's blobs as they are fetched."""
+
+
+@dataclass(frozen=True, slots=True)
 class BuildResult:
     """Before and after."""
 
@@ -70,6 +88,8 @@ class BuildResult:
     rules: tuple[RuleTotal, ...]
     held: tuple[Held, ...]
     layers: tuple[LayerResult, ...]
+    weights: WeightsResult | None
+    """None when none left."""
 
 
 def result_of(image: Image, facts: Facts, plan: Plan, built: Built, digest: str) -> BuildResult:
@@ -99,7 +119,14 @@ def result_of(image: Image, facts: Facts, plan: Plan, built: Built, digest: str)
             )
             for w in built.layers
         ),
+        weights=weights_of(plan),
     )
+
+
+def weights_of(plan: Plan) -> WeightsResult | None:
+    """What the plan takes out; where it went is known later."""
+    gone = [action.bytes for action in plan.actions if action.rule in (SPLIT, DROP) and action.do is Do.DROP]
+    return WeightsResult(len(gone), sum(gone)) if gone else None
 
 
 def rule_totals(plan: Plan) -> Iterable[RuleTotal]:

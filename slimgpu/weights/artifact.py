@@ -6,22 +6,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slimgpu.oci.image import Artifact
-from slimgpu.store.ranges import RangeSource
+from slimgpu.errors import ImageError
+from slimgpu.oci import media
+from slimgpu.oci.reference import parse_reference
 from slimgpu.store.transport import open_artifact
-from slimgpu.weights.index import Index, parse_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slimgpu.oci.reference import Reference
+    from slimgpu.oci.image import Artifact  # noqa: TC004
+    from slimgpu.oci.reference import Reference  # noqa: TC004
     from slimgpu.store.context import Context
+    from slimgpu.store.ranges import RangeSource  # noqa: TC004
+    from slimgpu.weights.index import Index  # noqa: TC004 - pydantic doesn't read `Weights`, and is not wanted yet
+    from slimgpu.weights.pointer import Pointer
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """An artifact that is open."""
 
+    reference: Reference
+    """Its own, not that of an image that points to it."""
     artifact: Artifact
     index: Index
     source: RangeSource
@@ -29,14 +35,42 @@ class Weights:
 
 @contextmanager
 def open_weights(reference: Reference, context: Context) -> Iterator[Weights]:
-    """The weights artifact that ``reference`` names.
+    """The weights artifact that ``reference`` names, or that the image points to which it names.
 
     Raises what `slimgpu.store.transport.open_artifact` raises, and `ImageError` for anything but weights.
     """
     with open_artifact(reference, context.cache, context.progress) as (artifact, source):
-        yield Weights(artifact, index_of(artifact), source)
+        pointer = _pointer(artifact)
+        if pointer is None:
+            yield Weights(reference, artifact, index_of(artifact), source)
+            return
+    pointed = parse_reference(pointer.ref)
+    with open_artifact(pointed, context.cache, context.progress) as (artifact, source):
+        if artifact.manifest.config.digest != pointer.index:
+            raise ImageError(
+                f"{pointer.ref} no longer holds the weights that {reference} was built with; name them yourself"
+            )
+        yield Weights(pointed, artifact, index_of(artifact), source)
+
+
+def _pointer(artifact: Artifact) -> Pointer | None:
+    """Where an image's weights are; None for what is no image."""
+    if artifact.manifest.config.media_type not in media.CONFIGS:
+        return None
+    from slimgpu.oci.config import ImageConfig  # noqa: PLC0415 - pydantic: not before the first answer
+    from slimgpu.weights.pointer import pointer_of  # noqa: PLC0415
+
+    pointer = pointer_of(ImageConfig.parse(artifact.raw_config, artifact.name))
+    if pointer is None:
+        raise ImageError(
+            f"{artifact.name} is an image, and points to no weights; name an artifact, or split it with slimgpu build "
+            "--weights split"
+        )
+    return pointer
 
 
 def index_of(artifact: Artifact) -> Index:
     """The artifact's index, checked."""
+    from slimgpu.weights.index import parse_index  # noqa: PLC0415 - pydantic: not before the first answer
+
     return parse_index(artifact.manifest.config.media_type, artifact.raw_config, artifact.name)

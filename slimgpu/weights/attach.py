@@ -13,13 +13,15 @@ from slimgpu.errors import SlimgpuError
 from slimgpu.oci.reference import RegistryReference
 from slimgpu.store.transport import open_artifact
 from slimgpu.weights import region as regions
-from slimgpu.weights.artifact import index_of
+from slimgpu.weights.artifact import open_weights
+from slimgpu.weights.manifests import FOLDER, ManifestKeeper
 from slimgpu.weights.tiers import claim_folder, disk_tier, remove_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from slimgpu.oci.image import Artifact
     from slimgpu.oci.reference import Reference
     from slimgpu.store.context import Context
     from slimgpu.store.ranges import RangeSource
@@ -46,7 +48,7 @@ class Filling:
         keeper: BlobKeeper | None,
         context: Context,
     ) -> None:
-        """``keeper`` keeps what comes over a network; None when nothing does, and only cores limit the fetch."""
+        """``keeper`` keeps what comes over a network."""
         self.region = region
         self.wanted = wanted
         self._sources = sources
@@ -54,6 +56,10 @@ class Filling:
         self._context = context
         self._error: BaseException | None = None
         self._stop = threading.Event()
+        self._delivered = threading.Event()
+        """The region is complete, or no longer filled by us."""
+        self._over = threading.Event()
+        """And the disk has what it is to keep."""
 
     @contextmanager
     def running(self, *, planes: bool) -> Iterator[None]:
@@ -64,7 +70,7 @@ class Filling:
             yield
         finally:
             self._stop.set()
-            thread.join()
+            self._delivered.wait()  # not for the disk, which goes on as long as the process does
 
     def _run(self, planes: bool) -> None:  # noqa: FBT001 - a thread's arguments are positional
         try:
@@ -76,19 +82,27 @@ class Filling:
                     self._stop.wait(_TAKE_OVER)
         except BaseException as error:  # noqa: BLE001 - raised to whoever waits
             self._error = error
+        finally:
+            self._delivered.set()
+            self._over.set()
 
     def _fill(self, *, planes: bool) -> None:
-        from slimgpu.weights.fetch import MAX_THREADS, Fetcher  # noqa: PLC0415 - numpy: not before the first answer
+        from slimgpu.weights.fetch import Fetcher  # noqa: PLC0415 - numpy: not before the first answer
 
         index, keeper = self.region.index, self._keeper
-        threads = MAX_THREADS if keeper else self._context.jobs
         missing = [number for number in self.wanted if not self.region.has(number)]
         total = sum(index.chunks[number].stored for number in missing)
         with self._context.progress.task("fetching weights", total) as task:
             fetcher = Fetcher(
-                index, self._sources, self.region, keeper=keeper, planes=planes, threads=threads, stop=self._stop
+                index,
+                self._sources,
+                self.region,
+                keeper=keeper,
+                planes=planes,
+                jobs=self._context.jobs,
+                stop=self._stop,
             )
-            fetcher.run(missing, task)
+            fetcher.run(missing, task, self._delivered)
         if keeper is not None:
             keeper.make_room()
 
@@ -100,19 +114,24 @@ class Filling:
                     raise self._error
                 time.sleep(_POLL)
 
+    def finish(self) -> None:
+        """Return when everything is there, and kept as far as it is to be kept; raises as `wait` does."""
+        self.wait(self.wanted)
+        self._over.wait()
+
 
 @contextmanager
 def attached(
     reference: Reference, context: Context, choose: Callable[[Index], Sequence[int]], *, keep: bool
 ) -> Iterator[Filling]:
-    """The region of the artifact that ``reference`` names, to be filled with the chunks that ``choose`` names.
+    """The region of the weights that ``reference`` names, to be filled with the chunks that ``choose`` names.
 
     ``keep`` leaves it for other processes when the block ends; else it goes, unless one of them kept it or uses it.
-    Raises what opening an artifact raises.
+    Raises what `open_weights` raises.
     """
     with ExitStack() as stack:
-        artifact, source = stack.enter_context(open_artifact(reference, context.cache, context.progress))
-        index = index_of(artifact)
+        weights = stack.enter_context(open_weights(reference, context))
+        artifact, index = weights.artifact, weights.index
         wanted = choose(index)
         config = artifact.manifest.config
         folder = claim_folder(context.cache, config.digest, sum(index.chunks[number].size for number in wanted))
@@ -121,8 +140,20 @@ def attached(
         region = stack.enter_context(regions.opened(folder, config.media_type, artifact.raw_config, index))
         if keep:
             regions.mark_kept(folder)
-        keeper = disk_tier(context.cache) if isinstance(reference, RegistryReference) else None
-        yield Filling(region, [source, *_peers(reference, context, stack)], wanted, keeper, context)
+        keeper = (
+            _disk_tier(weights.reference, artifact, context)
+            if isinstance(weights.reference, RegistryReference)
+            else None
+        )
+        yield Filling(region, [weights.source, *_peers(weights.reference, context, stack)], wanted, keeper, context)
+
+
+def _disk_tier(reference: RegistryReference, artifact: Artifact, context: Context) -> BlobKeeper:
+    """The disk tier, which now has the artifact's documents, for neighbours to ask for."""
+    keeper = disk_tier(context.cache)
+    keeper.keep(artifact.manifest.config.digest, 0, memoryview(artifact.raw_config))
+    ManifestKeeper(context.cache.root / FOLDER).keep(reference, artifact.raw_manifest)
+    return keeper
 
 
 def _release(folder: Path) -> None:

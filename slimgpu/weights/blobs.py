@@ -55,6 +55,12 @@ class BlobWriter:
             self._file = None
             self.finished.append(self._finishers.submit(self._name, self._partial()))
 
+    def abandon(self) -> None:
+        """Let go of the present blob, which nobody will name."""
+        if self._file is not None:
+            self._file.close()
+            self._partial().unlink(missing_ok=True)
+
     def _name(self, partial: Path) -> Blob:
         with partial.open("rb") as file:
             hexadecimal = hashlib.file_digest(file, "sha256").hexdigest()
@@ -71,4 +77,10 @@ class BlobWriter:
 def blob_writer(folder: Path, finish: Callable[[Blob], None]) -> Iterator[BlobWriter]:
     """A writer to ``folder/sha256/<hex>``; ``finish`` is called, in a thread, with each blob that is complete."""
     with ThreadPoolExecutor(_FINISHING, thread_name_prefix="blob") as finishers:
-        yield BlobWriter(folder, finish, finishers)
+        writer = BlobWriter(folder, finish, finishers)
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            finishers.shutdown(wait=False, cancel_futures=True)
+            raise

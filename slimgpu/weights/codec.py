@@ -33,6 +33,8 @@ FRAME: Final = 128 * 1024
 _LEVEL: Final = 3
 _WORTH: Final = 0.97
 """What takes more of its size than this is stored as it is: reading it back is then free."""
+_NUMBERS_FROM: Final = 0.8
+"""What zstd alone brings no further than this may be numbers, in a file that doesn't say so."""
 _SAMPLE: Final = 16 * 1024
 _SAMPLES: Final = 4
 _ENTROPY_ONLY: Final = zstandard.ZstdCompressionParameters(
@@ -93,11 +95,23 @@ _TOOLS: Final = _Tools()
 
 
 def encode(raw: memoryview, dtype: str | None) -> Encoded:
-    """``raw`` as it is best stored: numbers of ``dtype`` (safetensors' name), or what is no tensor (None)."""
-    if dtype is None:
-        data = _TOOLS.general.compress(raw)
-        return Encoded(ZSTD, 0, data) if len(data) < len(raw) * _WORTH else Encoded(RAW, 0, raw)
-    fitting = [name for name in _CANDIDATES.get(dtype, ("bytes1",)) if len(raw) % TRANSFORMS[name].width == 0]
+    """``raw`` as it is best stored: numbers of ``dtype`` (safetensors' name), or what is no known tensor (None)."""
+    if dtype is not None:
+        return _encode_numbers(raw, _CANDIDATES.get(dtype, ("bytes1",)))
+    plain = _encode_bytes(raw)
+    if len(plain.data) < len(raw) * _NUMBERS_FROM:
+        return plain
+    numbers = _encode_numbers(raw, _OPAQUE)
+    return min(plain, numbers, key=lambda encoded: len(encoded.data))
+
+
+def _encode_bytes(raw: memoryview) -> Encoded:
+    data = _TOOLS.general.compress(raw)
+    return Encoded(ZSTD, 0, data) if len(data) < len(raw) * _WORTH else Encoded(RAW, 0, raw)
+
+
+def _encode_numbers(raw: memoryview, candidates: Sequence[str]) -> Encoded:
+    fitting = [name for name in candidates if len(raw) % TRANSFORMS[name].width == 0]
     estimates = {name: _estimate(raw, TRANSFORMS[name]) for name in fitting}
     best = min(estimates, key=lambda name: sum(estimates[name]) / len(estimates[name]), default=RAW)
     if best == RAW or min(estimates[best]) > _WORTH:
@@ -117,7 +131,7 @@ def _estimate(raw: memoryview, shape: Shape) -> list[float]:
     return [entropy(plane) / 8 for plane in planes]
 
 
-def _compress(raw: memoryview, shape: Shape, wanted: Sequence[bool]) -> tuple[bytes, int]:
+def _compress(raw: memoryview, shape: Shape, wanted: Sequence[bool]) -> tuple[memoryview, int]:
     planes = _TOOLS.planes(shape.width, len(raw) // shape.width)
     split(raw, shape.width, planes, is_float=shape.is_float)
     frames: list[bytes] = []
@@ -126,8 +140,15 @@ def _compress(raw: memoryview, shape: Shape, wanted: Sequence[bool]) -> tuple[by
         if compresses:
             packed |= 1 << number
             frames += [_TOOLS.entropy.compress(plane[at : at + FRAME].data) for at in range(0, len(plane), FRAME)]
-    rest = [plane.data for plane, compresses in zip(planes, wanted, strict=True) if not compresses]
-    return b"".join([*frames, *rest]), packed
+    rest = [plane for plane, compresses in zip(planes, wanted, strict=True) if not compresses]
+    return _joined([*(np.frombuffer(frame, np.uint8) for frame in frames), *rest]), packed
+
+
+def _joined(parts: Sequence[Plane]) -> memoryview:
+    """The parts one after another; `bytes.join` would have all other threads wait for it."""
+    whole = np.empty(sum(map(len, parts)), np.uint8)
+    np.concatenate(parts, out=whole)
+    return whole.data
 
 
 def decode(stored: memoryview, transform: str, packed: int, out: memoryview) -> None:
@@ -161,7 +182,9 @@ def _damaged(error: Exception) -> ImageError:
 
 def _planes(stored: memoryview, shape: Shape, packed: int, size: int) -> list[Plane]:
     """All planes in order: decompressed ones in this thread's buffers, the others where they are."""
-    length = size // shape.width
+    length, rest = divmod(size, shape.width)
+    if rest or not length:
+        raise ValueError(f"{size} bytes are no numbers of {shape.width}")
     coded = [k for k in range(shape.width) if packed >> k & 1]
     start = len(stored) - (shape.width - len(coded)) * length
     if start < 0:

@@ -65,7 +65,7 @@ class Cuda:
 
         self._region = region
         self._view = torch.frombuffer(region.view(), dtype=torch.uint8)
-        self._ring = Ring(device, max(chunk.size for chunk in region.index.chunks))
+        self._ring = Ring(device, max((chunk.size for chunk in region.index.chunks), default=1))
         self._dtype = dtype
 
     def deliver(self, tensor: TensorEntry) -> torch.Tensor:

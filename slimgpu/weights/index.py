@@ -11,18 +11,18 @@ import posixpath
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, dropwhile, pairwise
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import zstandard
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from slimgpu.errors import ImageError
 from slimgpu.oci.digest import Digest
-from slimgpu.weights.transforms import is_known
+from slimgpu.weights.transforms import TRANSFORMS, is_known
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
 SCHEMA: Final = "slimgpu.weights.v1"
 ARTIFACT_TYPE: Final = "application/vnd.slimgpu.weights.v1"
@@ -33,10 +33,13 @@ ZSTD_INDEX_TYPE: Final = INDEX_TYPE + "+zstd"
 CHUNKS_TYPE: Final = "application/vnd.slimgpu.weights.chunks.v1"
 MAX_CHUNK: Final = 64 * 1024 * 1024
 """Bytes of a raw chunk that a reader makes room for; ours have about 4 MiB."""
-MAX_INDEX: Final = 512 * 1024 * 1024
+MAX_INDEX: Final = 256 * 1024 * 1024
+"""Bytes of JSON; chunks of a terabyte take about 100 MiB."""
 _COMPRESS_FROM: Final = 64 * 1024
 _LEVEL: Final = 9
 _PAGE: Final = 4096
+_EACH: Final = FailFast()
+"""One error is told; remembering those of millions of entries would take gigabytes."""
 
 Size = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -77,7 +80,7 @@ class File:
     """Relative, with ``/``."""
     size: Size
     digest: Digest
-    chunks: tuple[Size, ...]
+    chunks: Annotated[tuple[Size, ...], _EACH]
     executable: bool = False
 
 
@@ -96,7 +99,7 @@ class TensorEntry:
     name: str
     dtype: str
     """safetensors' name (``BF16``), or a block type's of GGUF (``Q4_K``)."""
-    shape: tuple[Size, ...]
+    shape: Annotated[tuple[Size, ...], _EACH]
     file: Size
     """Number of its file."""
     offset: Size
@@ -127,11 +130,11 @@ class Index:
     schema_version: Annotated[Literal["slimgpu.weights.v1"], Field(alias="schema")]
     values: Digest
     """sha256 over all tensors' names, types, shapes and digests, which doesn't depend on files or packing."""
-    blobs: tuple[Blob, ...]
-    chunks: tuple[Chunk, ...]
-    files: tuple[File, ...]
-    links: tuple[Link, ...] = field(default=())
-    tensors: tuple[TensorEntry, ...] = field(default=())
+    blobs: Annotated[tuple[Blob, ...], _EACH]
+    chunks: Annotated[tuple[Chunk, ...], _EACH]
+    files: Annotated[tuple[File, ...], _EACH]
+    links: Annotated[tuple[Link, ...], _EACH] = field(default=())
+    tensors: Annotated[tuple[TensorEntry, ...], _EACH] = field(default=())
     """In load order."""
 
     @cached_property
@@ -172,6 +175,14 @@ class Index:
             first, last = max(starts[position], tensor.offset), min(starts[position + 1], end)
             yield Part(number, base + starts[position], first - starts[position], first - tensor.offset, last - first)
             position += 1
+
+    def describe(self, chunk: int) -> str:
+        """A chunk for a message: its number, and the first tensor or file that it is of."""
+        for tensor in self.tensors:
+            if any(part.chunk == chunk for part in self.parts(tensor)):
+                return f"chunk {chunk} (of {tensor.name} in {self.files[tensor.file].path})"
+        paths = (f" (of {file.path})" for file in self.files if chunk in file.chunks)
+        return f"chunk {chunk}{next(paths, '')}"
 
     def dump(self) -> tuple[str, bytes]:
         """Media type and bytes, always the same for the same value."""
@@ -217,14 +228,9 @@ def _complaints(index: Index) -> Iterator[str]:
     """What no index may do, beyond what its types say."""
     yield from _chunk_complaints(index)
     yield from _file_complaints(index)
-    names = [file.path for file in index.files] + [link.path for link in index.links]
-    for name in names:
-        if not is_safe(name):
-            yield f"{name!r} is not a path inside the artifact"
-    if len(set(names)) != len(names):
-        yield "two files have the same path"
+    yield from _name_complaints([file.path for file in index.files] + [link.path for link in index.links])
     for link in index.links:
-        if not is_safe(posixpath.normpath(posixpath.join(posixpath.dirname(link.path), link.target))):
+        if not leads_inside(link.path, link.target):
             yield f"the link {link.path!r} leads out of the artifact"
     for tensor in index.tensors:
         if tensor.file >= len(index.files) or tensor.offset + tensor.size > index.files[tensor.file].size:
@@ -240,6 +246,8 @@ def _chunk_complaints(index: Index) -> Iterator[str]:
             yield f"chunk {number} is stored in more bytes than it has"
         if not is_known(chunk.transform, chunk.packed):
             yield f"chunk {number} has the unknown transform {chunk.transform!r} ({chunk.packed}); use a newer slimgpu"
+        elif chunk.transform in TRANSFORMS and chunk.size % TRANSFORMS[chunk.transform].width:
+            yield f"chunk {number} has {chunk.size} bytes, which are no numbers of {chunk.transform}"
         places.append((chunk.blob, chunk.offset, chunk.offset + chunk.stored))
     places.sort()
     for (blob, _, end), (next_blob, start, _) in pairwise(places):
@@ -253,6 +261,37 @@ def _file_complaints(index: Index) -> Iterator[str]:
             yield f"{file.path!r} names a chunk that is not there"
         elif sum(index.chunks[number].size for number in file.chunks) != file.size:
             yield f"{file.path!r} has {file.size} bytes, but not its chunks"
+
+
+def _name_complaints(names: Sequence[str]) -> Iterator[str]:
+    known = set(names)
+    if len(known) != len(names):
+        yield "two files have the same path"
+    for name in names:
+        if not is_safe(name):
+            yield f"{name!r} is not a path inside the artifact"
+        elif (above := occupied_above(name, known)) is not None:
+            yield f"{name!r} lies below {above!r}, which is no directory"
+
+
+def occupied_above(path: str, known: Container[str]) -> str | None:
+    """Which of the ``known`` files and links is in the way of the directories that ``path`` lies in."""
+    at = path.find("/")
+    while at >= 0:
+        if path[:at] in known:
+            return path[:at]
+        at = path.find("/", at + 1)
+    return None
+
+
+def leads_inside(path: str, target: str) -> bool:
+    """Whether the link ``path`` stays in the artifact, even when names in its target are links themselves."""
+    down = dropwhile("..".__eq__, target.split("/"))
+    return (
+        bool(target)
+        and ".." not in down
+        and is_safe(posixpath.normpath(posixpath.join(posixpath.dirname(path), target)))
+    )
 
 
 def is_safe(path: str) -> bool:

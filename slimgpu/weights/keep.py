@@ -11,8 +11,11 @@ wrong. What a power loss tears is found by the chunks' digests, which every read
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
+import threading
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.weights.region import write_at
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _RECORD: Final = struct.Struct("<QQ")
+_LOCK: Final = "blobs.lock"
+_OFTEN: Final = 8
+"""What is kept may be so much of the limit beyond it: an eighth."""
 
 
 class BlobKeeper:
@@ -31,17 +37,23 @@ class BlobKeeper:
         """``limit`` is how many bytes all blobs may take; the least recently used ones go."""
         self._root = root / "blobs"
         self._limit = limit
+        self._lock = threading.Lock()
+        self._kept = 0
+        """Bytes since room was made."""
 
     def read_into(self, digest: str, offset: int, buffer: memoryview) -> bool:
         """See `Keeper.read_into`."""
-        if not self.covers(digest, offset, len(buffer)):
-            return False
-        try:
-            with self.path(digest).open("rb", buffering=0) as file:
-                file.seek(offset)
-                return file.readinto(buffer) == len(buffer)
-        except FileNotFoundError:  # another process made room
-            return False
+        with suppress(OSError), ExitStack() as stack:
+            with self._locked(fcntl.LOCK_SH):
+                if not self.covers(digest, offset, len(buffer)):
+                    return False
+                file = stack.enter_context(self.path(digest).open("rb", buffering=0))
+            file.seek(offset)
+            if file.readinto(buffer) == len(buffer):
+                with suppress(OSError):
+                    os.utime(file.fileno())  # its last use, which most file systems note once a day
+                return True
+        return False
 
     def covers(self, digest: str, offset: int, size: int) -> bool:
         """Whether these bytes of the blob are there."""
@@ -61,22 +73,28 @@ class BlobKeeper:
         """Start and end of what is there, sorted, without what merely touches merged."""
         try:
             data = self.path(digest).with_suffix(".parts").read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return []
         whole = len(data) // _RECORD.size * _RECORD.size
         return sorted((offset, offset + size) for offset, size in _RECORD.iter_unpack(data[:whole]))
 
     def keep(self, digest: str, offset: int, data: memoryview) -> None:
         """See `Keeper.keep`; what doesn't fit, or on a disk that is full, is not kept."""
-        if self.covers(digest, offset, len(data)):
+        there = self.path(digest).exists() and self.covers(digest, offset, len(data))
+        if there or len(data) > self._limit:
             return
         try:
-            self._write(digest, offset, data)
+            with self._locked(fcntl.LOCK_SH):
+                self._write(digest, offset, data)
         except OSError:
             self.forget(digest)
+        with self._lock:
+            self._kept += len(data)
+            if self._kept <= self._limit // _OFTEN:
+                return
+        self.make_room()
 
     def _write(self, digest: str, offset: int, data: memoryview) -> None:
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.path(digest)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
@@ -88,11 +106,22 @@ class BlobKeeper:
 
     def forget(self, digest: str) -> None:
         """See `Keeper.forget`."""
-        self.path(digest).with_suffix(".parts").unlink(missing_ok=True)
-        self.path(digest).unlink(missing_ok=True)
+        with suppress(OSError), self._locked(fcntl.LOCK_EX):
+            self.path(digest).with_suffix(".parts").unlink(missing_ok=True)
+            self.path(digest).unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Blobs go together with their records: not between the write of a part and that of its record."""
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self._root / _LOCK).open("w") as lock:
+            fcntl.flock(lock, how)
+            yield
 
     def make_room(self) -> None:
         """Drop the least recently used blobs until all of them take no more than the limit."""
+        with self._lock:
+            self._kept = 0
         blobs = sorted(self._blobs(), key=lambda found: found[1], reverse=True)
         used = 0
         for path, _, size in blobs:
@@ -101,10 +130,9 @@ class BlobKeeper:
                 self.forget(f"sha256:{path.name}")
 
     def _blobs(self) -> Iterator[tuple[Path, float, int]]:
-        """Path, time of last use and bytes on the disk of each blob."""
-        for parts in self._root.glob("*.parts"):
-            try:
-                found = parts.with_suffix("").stat()
-            except FileNotFoundError:
-                continue
-            yield parts.with_suffix(""), max(found.st_mtime, found.st_atime), found.st_blocks * 512
+        """Path, time of last use and bytes on the disk of each blob, also of those that a killed process began."""
+        for path in self._root.glob("*"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if path.suffix not in (".parts", ".lock"):
+                    yield path, found.st_mtime, found.st_blocks * 512

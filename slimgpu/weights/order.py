@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk|stages?|transformer_blocks|resblocks)\.(\d+)(?:\.|$)")
-_NUMBER: Final = re.compile(r"\.(\d+)\.")
+_LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk|stages?|transformer_blocks|resblocks)\.(\d{1,9})(?:\.|$)")
+_NUMBER: Final = re.compile(r"\.(\d{1,9})\.")
 _LAST: Final = re.compile(
     r"(?:^|\.)(?:lm_head|output|output_norm|norm|final_norm|ln_f|final_layer_?norm|head|heads|classifier|pooler|score|"
     r"embed_out|proj_out)(?:\.|$)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from slimgpu.weights.codec import Encoded, encode
 from slimgpu.weights.cut import PIECE, Cut, cut
 from slimgpu.weights.digests import sha256, tensor_digest, values_digest
 from slimgpu.weights.formats import read_tensors
+from slimgpu.weights.formats.onnx import external_data
 from slimgpu.weights.formats.tensor import Tensor
 from slimgpu.weights.index import ARTIFACT_TYPE, SCHEMA, Chunk, File, Index, Link, TensorEntry
 from slimgpu.weights.index import Blob as BlobEntry
@@ -24,10 +26,11 @@ from slimgpu.weights.order import rank
 from slimgpu.weights.sources import Reader, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
     from pathlib import Path
 
+    from slimgpu.oci.manifest import Descriptor
     from slimgpu.progress import Task
     from slimgpu.store.context import Context
 
@@ -92,6 +95,7 @@ def pack(  # noqa: PLR0913 - the parts of an artifact
     finish: Callable[[Blob], None] = lambda _: None,
     artifact_type: str = ARTIFACT_TYPE,
     annotations: Mapping[str, str] | None = None,
+    subject: Descriptor | None = None,
 ) -> Packed:
     """Pack ``sources`` and ``links``; new blobs go to ``folder/sha256/<hex>``, and each to ``finish`` once complete.
 
@@ -99,7 +103,8 @@ def pack(  # noqa: PLR0913 - the parts of an artifact
     weights file that breaks its format.
     """
     with ExitStack() as stack:
-        inputs = [_read(source, stack.enter_context(source.open())) for source in sources]
+        readers = [stack.enter_context(source.open()) for source in sources]
+        inputs = _inputs(sources, readers)
         task = stack.enter_context(context.progress.task("packing", sum(one.reader.size for one in inputs)))
         writer = stack.enter_context(blob_writer(folder, finish))
         workers = stack.enter_context(Workers(context.jobs, "pack"))
@@ -107,20 +112,40 @@ def pack(  # noqa: PLR0913 - the parts of an artifact
         packer.run(workers, workers.watch(task), _AHEAD * context.jobs)
     index = packer.index(links)
     name = ", ".join(source.path for source in sources[:3])
-    artifact = compose_artifact(name, artifact_type, index.dump(), packer.blobs(), annotations=annotations)
+    artifact = compose_artifact(
+        name, artifact_type, index.dump(), packer.blobs(), subject=subject, annotations=annotations
+    )
     return Packed(artifact, index, sum(future.result().descriptor.size for future in writer.finished))
 
 
-def _read(source: Source, reader: Reader) -> _Input:
-    tensors = read_tensors(source.path, reader) or ()
-    return _Input(source, reader, tensors, cut(reader.size, tensors))
+def _inputs(sources: Sequence[Source], readers: Sequence[Reader]) -> list[_Input]:
+    outside = dict(_outside(sources, readers))
+    inputs = []
+    for source, reader in zip(sources, readers, strict=True):
+        tensors: Sequence[Tensor] | None = read_tensors(source.path, reader)
+        if tensors is None:
+            named = outside.get(source.path, ())
+            tensors = named if all(each.offset + each.size <= reader.size for each in named) else ()
+        inputs.append(_Input(source, reader, tensors, cut(reader.size, tensors)))
+    return inputs
+
+
+def _outside(sources: Sequence[Source], readers: Sequence[Reader]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    """Paths of files in which ONNX models keep tensors, and those tensors."""
+    for source, reader in zip(sources, readers, strict=True):
+        if source.path.endswith(".onnx"):
+            for external in external_data(source.path, reader):
+                yield (
+                    posixpath.normpath(posixpath.join(posixpath.dirname(source.path), external.location)),
+                    (external.tensors),
+                )
 
 
 class _Packer:
     def __init__(self, inputs: Sequence[_Input], writer: BlobWriter, bases: Sequence[Base]) -> None:
         self._inputs = inputs
         self._writer = writer
-        self._known = {chunk.raw: (base, chunk) for base in bases for chunk in base.index.chunks}
+        self._known = {chunk.raw: (base, chunk) for base in bases for chunk in _there(base)}
         self._base_blobs: dict[str, Blob] = {}
         self._chunks: list[tuple[str | int, Chunk]] = []
         """With the digest of a base's blob, or the number of one of our own."""
@@ -201,6 +226,13 @@ class _Packer:
             digest = digest or tensor_digest(pieces[offset] for offset in offsets)
             found.append(TensorEntry(tensor.name, tensor.dtype, tensor.shape, file, tensor.offset, tensor.size, digest))
         return found
+
+
+def _there(base: Base) -> Iterator[Chunk]:
+    """The chunks whose blob the base really has."""
+    blobs = {blob.descriptor.digest for blob in base.blobs}
+    there = [blob.digest in blobs for blob in base.index.blobs]
+    return (chunk for chunk in base.index.chunks if there[chunk.blob])
 
 
 def _small_tensors(one: _Input, piece: Cut, data: memoryview) -> dict[int, str]:

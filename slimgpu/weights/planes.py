@@ -17,6 +17,7 @@ cost ten times as much in page faults.
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -34,11 +35,25 @@ _PIECE: Final = 1024 * 1024
 _SIGN_AND_MANTISSA: Final = np.int16(-0x8000 | 0x7F)
 
 
+def memory(size: int) -> memoryview:
+    """Memory of ``size`` bytes that nobody clears first, as a bytearray's would be, with all other threads waiting."""
+    return np.empty(size, np.uint8).data
+
+
 class _Buffers(threading.local):
-    def __init__(self) -> None:
-        self.a: Words = np.empty(_PIECE, np.uint16)
-        self.b: Words = np.empty(_PIECE, np.uint16)
-        self.wide: NDArray[np.uint32] = np.empty(_PIECE, np.uint32)
+    """Arrays of a piece each, made when they are first needed."""
+
+    @cached_property
+    def a(self) -> Words:
+        return np.empty(_PIECE, np.uint16)
+
+    @cached_property
+    def b(self) -> Words:
+        return np.empty(_PIECE, np.uint16)
+
+    @cached_property
+    def wide(self) -> NDArray[np.uint32]:
+        return np.empty(_PIECE, np.uint32)
 
 
 _BUFFERS: Final = _Buffers()

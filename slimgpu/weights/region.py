@@ -18,7 +18,7 @@ import fcntl
 import mmap
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from filelock import FileLock
@@ -44,11 +44,16 @@ class Region:
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder = folder
         self.index = index
-        self._handle = os.open(folder / "data", os.O_RDWR)
-        self._lock = os.open(folder / "state", os.O_RDWR)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)  # nobody removes it while we use it
-        self.state = mmap.mmap(self._lock, max(len(index.chunks), 1))
-        """A byte for each chunk."""
+        self._open = ExitStack()
+        try:
+            lock = self._open.enter_context((folder / "state").open("r+b", buffering=0))
+            fcntl.flock(lock, fcntl.LOCK_SH)  # nobody removes it while we use it
+            self._handle = self._open.enter_context((folder / "data").open("r+b", buffering=0)).fileno()
+            self.state = self._open.enter_context(mmap.mmap(lock.fileno(), max(len(index.chunks), 1)))
+            """A byte for each chunk."""
+        except BaseException:  # even Ctrl-C: with a lock that stays, nobody could remove it
+            self._open.close()
+            raise
 
     def view(self) -> memoryview:
         """The whole buffer, in this process alone: what is written to it, nobody else sees.
@@ -74,9 +79,7 @@ class Region:
 
     def close(self) -> None:
         """Let go of the files."""
-        os.close(self._handle)
-        os.close(self._lock)
-        self.state.close()
+        self._open.close()
 
 
 def write_at(handle: int, data: memoryview, offset: int) -> None:
@@ -89,16 +92,24 @@ def write_at(handle: int, data: memoryview, offset: int) -> None:
 @contextmanager
 def opened(folder: Path, media_type: str, raw_index: bytes, index: Index) -> Iterator[Region]:
     """The region in ``folder``, made now unless it is there; several processes may do so at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tier_lock(folder.parent):
-        if not (folder / "index").exists():
-            _create(folder, media_type, raw_index, index)
-        region = Region(folder, index)
+    region = None
     try:
-        os.utime(folder)  # which was used last, for whoever has to make room
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tier_lock(folder.parent):
+                if not (folder / "index").exists():
+                    _create(folder, media_type, raw_index, index)
+                region = Region(folder, index)
+            os.utime(folder)  # which was used last, for whoever has to make room
+        except OSError as error:
+            raise DestinationError(
+                f"{folder.parent} cannot hold the weights ({error.strerror or error}); set SLIMGPU_MEMORY_DIR to "
+                "another file system"
+            ) from error
         yield region
     finally:
-        region.close()
+        if region is not None:
+            region.close()
 
 
 def tier_lock(tier: Path) -> FileLock:
@@ -109,9 +120,10 @@ def tier_lock(tier: Path) -> FileLock:
 def _create(folder: Path, media_type: str, raw_index: bytes, index: Index) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
-    for name, size in (("data", index.total), ("state", len(index.chunks))):
-        with (folder / name).open("wb") as file:
-            file.truncate(max(size, 1))
+    with (folder / "data").open("wb") as file:
+        file.truncate(max(index.total, 1))
+    # Not sparse: where there is no room for a page, touching it in a mapping kills the process.
+    (folder / "state").write_bytes(bytes(max(len(index.chunks), 1)))
     with atomic_file(folder / "index", sync=False) as file:
         file.write(media_type.encode() + b"\n" + raw_index)
 

@@ -25,6 +25,8 @@ _STRIKES: Final = 3
 """Failures one after another, after which a source is only used when all others have failed like that."""
 _HEDGE_AFTER: Final = 1.0
 """Seconds that a range may be under way before an idle thread begins it, too."""
+_USUAL: Final = 3.0
+"""Times that a range may take as long as one does on average, before that: a slow link is not made slower."""
 _PAUSE: Final = 0.1
 """Seconds before a range that failed is tried again, doubled each time."""
 
@@ -39,7 +41,10 @@ class Range:
     chunks: list[int]
     failures: dict[int, int] = field(default_factory=dict)
     """By number of source."""
-    workers: int = 0
+    rests: dict[int, float] = field(default_factory=dict)
+    """Until when it isn't asked again, by number of source."""
+    workers: list[int] = field(default_factory=list)
+    """Numbers of the sources of the threads that are at it."""
     started: float = 0.0
     done: bool = False
 
@@ -71,9 +76,13 @@ class Schedule:
         self._waiting = deque(waiting)
         self._under_way: list[Range] = []
         self._strikes = [0] * sources
+        self._moved = time.monotonic()
+        """When a range was last taken or delivered."""
         self._changed = threading.Condition()
         self._left = len(self._waiting)
         self._bytes = 0
+        self._seconds = 0.0
+        self._delivered = 0
         self._stopped = False
         self._error: BaseException | None = None
 
@@ -81,21 +90,29 @@ class Schedule:
         """The next range for a thread of ``source``, as soon as there is one; None when the fetch is over."""
         with self._changed:
             while not self._is_over():
-                chosen = self._waiting_for(source) or self._late()
+                now = time.monotonic()
+                chosen = self._waiting_for(source, now) or self._late(source, now)
                 if chosen is not None:
-                    chosen.workers += 1
-                    chosen.started = time.monotonic()
+                    chosen.workers.append(source)
+                    chosen.started = self._moved = now
                     return chosen
                 self._changed.wait(_PAUSE)
             return None
 
-    def _waiting_for(self, source: int) -> Range | None:
+    def _waiting_for(self, source: int, now: float) -> Range | None:
+        suits = self._may if now - self._moved > _HEDGE_AFTER else self._suits
         for each in self._waiting:
-            if self._suits(each, source):
+            if now >= each.rests.get(source, 0.0) and suits(each, source):
                 self._waiting.remove(each)
                 self._under_way.append(each)
                 return each
+            if not each.failures:
+                break  # those behind it haven't failed either: what came back lies in front
         return None
+
+    def _may(self, each: Range, source: int) -> bool:
+        """Whether the source can be asked for the range at all, as every one is when nothing moves."""
+        return self._promise(each, source) is not None
 
     def _suits(self, each: Range, source: int) -> bool:
         """Whether no other source promises more for the range."""
@@ -109,42 +126,51 @@ class Schedule:
         failures = each.failures.get(source, 0)
         return (self._strikes[source] >= _STRIKES, failures) if failures < _ATTEMPTS else None
 
-    def _late(self) -> Range | None:
+    def _late(self, source: int, now: float) -> Range | None:
         """A range that one thread alone has been at for long, when there is nothing else to do."""
-        late = time.monotonic() - _HEDGE_AFTER
         if self._waiting:
             return None
-        return next((each for each in self._under_way if each.workers == 1 and each.started < late), None)
+        after = max(_HEDGE_AFTER, _USUAL * self._seconds / max(self._delivered, 1))
+        late = (each for each in self._under_way if len(each.workers) == 1 and now - each.started > after)
+        return next((each for each in late if self._may(each, source) and self._may_join(each, source)), None)
+
+    def _may_join(self, each: Range, source: int) -> bool:
+        """What is late from one source is better had from another, if one has it."""
+        others = (number for number in range(len(self._strikes)) if number not in each.workers)
+        return source not in each.workers or not any(self._may(each, other) for other in others)
 
     def complete(self, each: Range, source: int) -> None:
         """The range has been delivered."""
         with self._changed:
-            each.workers -= 1
+            each.workers.remove(source)
             self._strikes[source] = 0
+            self._moved = time.monotonic()
             if not each.done:
                 each.done = True
                 self._under_way.remove(each)
                 self._left -= 1
                 self._bytes += each.size
+                self._seconds += self._moved - each.started
+                self._delivered += 1
                 self._changed.notify_all()
 
     def give_back(self, each: Range, source: int, error: Exception) -> None:
         """The range could not be had from ``source``; when no other has it either, the fetch ends with ``error``."""
         with self._changed:
-            each.workers -= 1
+            each.workers.remove(source)
             if isinstance(error, NotFoundError):
                 each.failures[source] = _ATTEMPTS
             else:
+                each.rests[source] = time.monotonic() + _PAUSE * 2 ** each.failures.get(source, 0)
                 each.failures[source] = each.failures.get(source, 0) + 1
                 self._strikes[source] += 1
             if each.done or each.workers:
                 return
-            if all(self._promise(each, number) is None for number in range(len(self._strikes))):
+            if not any(self._may(each, number) for number in range(len(self._strikes))):
                 self._fail(error)
             self._under_way.remove(each)
             self._waiting.appendleft(each)
             self._changed.notify_all()
-            self._changed.wait(_PAUSE * 2 ** each.failures[source])
 
     def fail(self, error: BaseException) -> None:
         """Nothing can mend this: end the fetch."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from slimgpu.errors import ImageError
 from slimgpu.weights.planes import merge
 from slimgpu.weights.region import PLANES
 from slimgpu.weights.transforms import TRANSFORMS
@@ -72,9 +74,19 @@ def as_torch(data: memoryview, tensor: TensorEntry) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=dtype or torch.uint8)
     if dtype is None:
         return torch.frombuffer(data, dtype=torch.uint8)
+    check_size(tensor, dtype.itemsize)
     if _address(data) % dtype.itemsize:  # an odd header; rare, and then copied
         data = memoryview(bytearray(data))
     return torch.frombuffer(data, dtype=dtype).reshape(tensor.shape)
+
+
+def check_size(tensor: TensorEntry, width: int) -> None:
+    """`ImageError` when the tensor's bytes are not what its shape takes, with ``width`` bytes for a number."""
+    if math.prod(tensor.shape) * width != tensor.size:
+        raise ImageError(
+            f"the tensor {tensor.name} has {tensor.size} bytes, which are not {tensor.dtype} of the shape "
+            f"{list(tensor.shape)}; pack the weights again"
+        )
 
 
 def _address(data: memoryview) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ _MEMORY_DIRECTORY: Final = "SLIMGPU_MEMORY_DIR"
 _MEMORY_SIZE: Final = "SLIMGPU_MEMORY_SIZE"
 _DISK_SIZE: Final = "SLIMGPU_WEIGHTS_CACHE_SIZE"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what processes share on Linux
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _SHARE: Final = 0.5
 """Of a file system that a tier may take unless a size is set."""
 
@@ -35,13 +37,17 @@ def claim_folder(cache: Cache, digest: str, needed: int) -> Path:
     That is where a process began it; else shared memory, or the cache's disk when it doesn't fit there.
     """
     name = digest.partition(":")[2]
-    tiers = [_memory(), cache.root / "weights" / "regions"]
-    for tier in tiers:
+    memory, disk = _memory(), cache.root / "weights" / "regions" / _boot()
+    usable = [memory] if _is_ours(memory) else []
+    for tier in (*usable, disk):
         if (tier / name / "index").exists():
             return tier / name
-    fitting = [tier for tier in tiers[:-1] if _has_room(tier, needed)] or tiers[-1:]
-    make_room(fitting[0], needed)
-    return fitting[0] / name
+    for tier in usable:
+        if needed <= _bound(_nearest(tier), _MEMORY_SIZE) and make_room(tier, needed, _MEMORY_SIZE):
+            return tier / name
+    _forget_boots(disk)
+    make_room(disk, needed, _DISK_SIZE)
+    return disk / name
 
 
 def _memory() -> Path:
@@ -49,9 +55,34 @@ def _memory() -> Path:
     return Path(chosen) if chosen else _SHARED_MEMORY / f"slimgpu-{os.getuid()}"
 
 
-def _has_room(tier: Path, needed: int) -> bool:
-    parent = tier if tier.is_dir() else tier.parent
-    return parent.is_dir() and needed <= _bound(parent, _MEMORY_SIZE)
+def _is_ours(memory: Path) -> bool:
+    """Whether nobody else can put anything there: anyone may make a directory in shared memory, by any name."""
+    if os.environ.get(_MEMORY_DIRECTORY):
+        return _nearest(memory).is_dir()
+    try:
+        found = memory.lstat()
+    except FileNotFoundError:
+        return memory.parent.is_dir()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & _OTHERS_WRITE
+
+
+def _nearest(tier: Path) -> Path:
+    return tier if tier.is_dir() else tier.parent
+
+
+def _boot() -> str:
+    """Regions on a disk are not synced, so what an earlier boot left may be torn."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _forget_boots(disk: Path) -> None:
+    for other in disk.parent.glob("*"):
+        if other != disk:
+            for region in other.glob("*/"):
+                remove_unused(region)
+            with suppress(OSError):
+                (other / "lock").unlink(missing_ok=True)
+                other.rmdir()
 
 
 def _bound(folder: Path, variable: str) -> int:
@@ -66,41 +97,54 @@ def _bound(folder: Path, variable: str) -> int:
         raise UsageError(f"{variable}: {error}") from error
 
 
-def make_room(folder: Path, needed: int) -> None:
+def make_room(folder: Path, needed: int, variable: str) -> bool:
     """Make the tier's folder, and remove regions that nobody uses until ``needed`` more bytes are within bounds.
 
-    Those that nobody wanted to keep go first: their processes were killed. Then the least recently used go.
+    Those that nobody wanted to keep go first: their processes were killed. Then the least recently used go. Gives
+    whether there is room now; ``variable`` names the bound.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    limit = _bound(folder, _MEMORY_SIZE) - needed
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return False
+    limit = _bound(folder, variable) - needed
     used = 0
     for region, _, size in sorted(_regions(folder), key=lambda found: found[1], reverse=True):
-        if not is_kept(region) and remove_unused(region):
+        if not (is_kept(region) and (region / "index").exists()) and remove_unused(region):
+            continue
+        if used + size > limit and remove_unused(region):
             continue
         used += size
-        if used > limit:
-            remove_unused(region)
+    free = os.statvfs(folder)
+    return used <= limit and needed <= free.f_bavail * free.f_frsize
 
 
 def _regions(folder: Path) -> list[tuple[Path, float, int]]:
-    """Path, time of last use and bytes in use of each region."""
+    """Path, time of last use and bytes in use of each region, and of what is left of one."""
     found = []
-    for index in folder.glob("*/index"):
-        with suppress(FileNotFoundError):
-            facts = (index.parent / "data").stat()
-            found.append((index.parent, index.parent.stat().st_mtime, facts.st_blocks * 512))
+    for region in folder.glob("*/"):
+        with suppress(OSError):
+            sizes = [file.stat().st_blocks * 512 for file in region.iterdir()]
+            found.append((region, region.stat().st_mtime, sum(sizes)))
     return found
 
 
 def remove_unused(region: Path) -> bool:
     """Remove a region unless a process has it open; whether it went."""
-    try:
-        with tier_lock(region.parent), (region / "state").open("rb") as state:
-            fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(OSError), tier_lock(region.parent):
+        if (region / "index").exists():
+            with (region / "state").open("rb") as state:
+                fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(region)
+        else:  # its process was killed while it was made or removed
             shutil.rmtree(region, ignore_errors=True)
-    except (FileNotFoundError, BlockingIOError):
-        return False
-    return True
+        return not region.exists()
+    return False
+
+
+def _remove(region: Path) -> None:
+    (region / "index").unlink()  # without it, it is no region, whenever we are killed
+    shutil.rmtree(region, ignore_errors=True)
 
 
 def disk_tier(cache: Cache) -> BlobKeeper:

@@ -21,7 +21,7 @@ from slimgpu.weights.region import MISSING, write_at
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slimgpu.weights.index import File, Index
+    from slimgpu.weights.index import File, Index, Link
 
 _MODE: Final = 0o644
 _EXECUTABLE: Final = 0o755
@@ -36,16 +36,27 @@ class Tree:
         self._index = index
         self.present = {number for number, file in enumerate(index.files) if _is_there(root, file)}
         """Numbers of files that the destination has already."""
-        self._handles = [self._open(number, file) for number, file in enumerate(index.files)]
+        for link in index.links:
+            _check_link(root, link)
         with (staged / "state").open("r+b") as file:
             self._state = mmap.mmap(file.fileno(), max(len(index.chunks), 1))
+        for number, each in enumerate(index.files):
+            if number not in self.present:
+                self._stage(number, each)
         self._places = _places(index)
 
-    def _open(self, number: int, file: File) -> int:
-        flags = os.O_RDWR | os.O_CREAT
-        handle = os.open(self._staged / str(number), flags, _EXECUTABLE if file.executable else _MODE)
-        os.truncate(handle, 0 if number in self.present else file.size)
-        return handle
+    def _stage(self, number: int, file: File) -> None:
+        """Make the file that will have the content; one that is new lacks what an earlier start wrote elsewhere."""
+        path = self._staged / str(number)
+        if path.exists() and path.stat().st_size == file.size:
+            return
+        for chunk in file.chunks:
+            self._state[chunk] = MISSING
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, _EXECUTABLE if file.executable else _MODE)
+        try:
+            os.truncate(handle, file.size)
+        finally:
+            os.close(handle)
 
     @property
     def wanted(self) -> list[int]:
@@ -63,29 +74,36 @@ class Tree:
         """See `Target.write`."""
         for file, offset in self._places[chunk]:
             if file not in self.present:
-                write_at(self._handles[file], data, offset)
+                self._write(file, data, offset)
         self._state[chunk] = state
+
+    def _write(self, file: int, data: memoryview, offset: int) -> None:
+        # Not kept open: there may be more files than a process can have open.
+        handle = os.open(self._staged / str(file), os.O_WRONLY)
+        try:
+            write_at(handle, data, offset)
+        finally:
+            os.close(handle)
 
     def finish(self) -> None:
         """Give all files their names."""
-        for number, (file, handle) in enumerate(zip(self._index.files, self._handles, strict=True)):
+        for number, file in enumerate(self._index.files):
             if number in self.present:
                 continue
-            os.fsync(handle)
+            with (self._staged / str(number)).open("rb") as staged:
+                os.fsync(staged.fileno())
             target = self._root / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             (self._staged / str(number)).replace(target)
         for link in self._index.links:
             path = self._root / link.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not (path.is_symlink() and str(path.readlink()) == link.target):
+            if not _is_link(path, link):
                 path.symlink_to(link.target)
         sync_directory(self._root)
 
     def close(self) -> None:
-        """Let go of all files."""
-        for handle in self._handles:
-            os.close(handle)
+        """Let go of the state."""
         self._state.close()
 
 
@@ -112,6 +130,16 @@ def _is_there(root: Path, file: File) -> bool:
     raise DestinationError(f"{path} is there with other content; remove it or choose another directory")
 
 
+def _is_link(path: Path, link: Link) -> bool:
+    return path.is_symlink() and str(path.readlink()) == link.target
+
+
+def _check_link(root: Path, link: Link) -> None:
+    path = root / link.path
+    if (path.exists() or path.is_symlink()) and not _is_link(path, link):
+        raise DestinationError(f"{path} is there and no link to {link.target}; remove it or choose another directory")
+
+
 @contextmanager
 def writing(root: Path, identity: str, index: Index) -> Iterator[Tree]:
     """The directory ``root``, which appears with its files when the block ends well.
@@ -121,8 +149,11 @@ def writing(root: Path, identity: str, index: Index) -> Iterator[Tree]:
     """
     if root.exists() and not root.is_dir():
         raise DestinationError(f"{root} is a file; name a directory")
-    staged = root.parent / f".{root.name}.slimgpu.partial"
-    with exclusive(root):
+    root = root.resolve()
+    # Beside it, so that it appears at once; in it when it is a disk of its own, across which nothing can be renamed.
+    place = root / "tree" if root.is_mount() else root
+    staged = place.parent / f".{place.name}.slimgpu.partial"
+    with exclusive(place):
         _prepare(staged, identity, len(index.chunks))
         tree = Tree(root, staged, index)
         try:

@@ -34,14 +34,18 @@ def commands_shown() -> list[tuple[str, str]]:
 def test_every_command_shown_exists_with_its_options(page: str, line: str) -> None:
     del page
     words = shlex.split(line.partition(" | ")[0].partition(" > ")[0], comments=True)[1:]
-    name = next((word for word in words if not word.startswith("-")), None)
-    if name is None:
+    words = words[: words.index("--")] if "--" in words else words  # what follows is another program's
+    names = iter([word for word in words if not word.startswith("-")])
+    command: click.Command = cli
+    while isinstance(command, click.Group) and (name := next(names, None)) is not None:
+        inner = command.get_command(click.Context(command), name)
+        assert inner is not None, f"no command {name}"
+        command = inner
+    if command is cli:
         return
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None, f"no command {name}"
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
-    used = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--"}
-    assert used <= known
+    options = [option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)]
+    used = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert used <= {*options, "--help", "-h"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

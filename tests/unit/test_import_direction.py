@@ -23,18 +23,20 @@ _LEVELS = {
     "rootfs": 3,
     "elf": 4,
     "weights": 4,
-    "analysis": 5,
-    "layers": 6,
-    "slim": 7,
-    "report": 8,
-    "cli": 9,
-    "__main__": 10,
+    "coldstart": 5,
+    "analysis": 6,
+    "layers": 7,
+    "slim": 8,
+    "report": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 _RESULTS = {
     "slimgpu.analysis.analysis",
     "slimgpu.analysis.gpu_code",
     "slimgpu.slim.plan",
     "slimgpu.slim.result",
+    "slimgpu.weights.results",
 }
 """The modules whose types reports may take."""
 _NEVER_AT_MODULE_LEVEL = {"torch", "docker", "pynvml", "jinja2"}

@@ -1,4 +1,4 @@
-"""Model weights, recognised by the first bytes of the file; nothing is loaded."""
+"""Model weights: those that can leave the image, and what else looks like some."""
 
 from __future__ import annotations
 
@@ -37,8 +37,19 @@ def weights_format(name: str, size: int, magic: bytes) -> str:
     return ""
 
 
-def _find(facts: Facts) -> Iterator[Match]:
+def _baked(facts: Facts) -> Iterator[Match]:
+    for path, found in facts.weights.items():
+        if not found.stays:
+            yield Match(path, found.described)
+
+
+def _other(facts: Facts) -> Iterator[Match]:
     for path, node in facts.files.files():
+        found = facts.weights.get(path)
+        if found is not None:
+            if found.stays:
+                yield Match(path, f"{found.described}: {found.stays}")
+            continue
         entry = node.inode.entry
         kind = weights_format(path.rpartition("/")[2], entry.size, entry.magic)
         if kind:
@@ -50,8 +61,18 @@ RULES: Final = (
         "weights.baked",
         "weights",
         "model weights in the image",
-        "they change at another pace than the code and are pulled with it; a separate artifact is fetched in parallel.",
+        "they change at another pace than the code and are pulled with it; `build --weights split` makes them an "
+        "artifact of their own, which is fetched in parallel.",
         Effect.KEEP,
-        _find,
+        _baked,
+    ),
+    Rule(
+        "weights.other",
+        "weights",
+        "weights that go with the code",
+        "they are small, sparse, damaged, part of a package, or code as well (engines, graphs), and "
+        "`build --weights split` leaves them where they are.",
+        Effect.KEEP,
+        _other,
     ),
 )

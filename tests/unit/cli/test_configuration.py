@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slimgpu.cli.main import COMMANDS, cli, main, options_of
+from slimgpu.cli.lazy import options_of
+from slimgpu.cli.main import COMMANDS, cli, main
 from tests.support.trees import tar_of, write_layout
 
 if TYPE_CHECKING:

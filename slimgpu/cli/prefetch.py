@@ -1,0 +1,77 @@
+"""``slimgpu prefetch``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from slimgpu.cli.options import context_of, goes_on, ref_argument
+from slimgpu.coldstart.prefetch import has_gpu, prefetched
+from slimgpu.units import format_size
+
+if TYPE_CHECKING:
+    from slimgpu.oci.reference import Reference
+
+_NAP: Final = 0.5
+
+
+@click.command("prefetch")
+@ref_argument
+@click.option(
+    "--keep/--no-keep",
+    default=True,
+    show_default=True,
+    help="Whether it stays when this ends, or this stays until it is told to end.",
+)
+@click.option(
+    "--planes",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Leave the last step of decoding to a GPU; auto does when this machine has one.",
+)
+@click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input does.")
+@click.pass_context
+def command(ctx: click.Context, reference: Reference, planes: str, *, keep: bool, until_eof: bool) -> None:
+    """Fetch the weights REF into this machine's memory, and print where they are.
+
+    Programs that load REF then find them there, or what is there so far: nothing is fetched twice. With --no-keep the
+    memory is given back when this ends, which is when it is told to (SIGTERM, Ctrl-C). What has been fetched stays in
+    the disk cache, and the next start goes on from there.
+    """
+    begun = threading.Event()
+    try:
+        if until_eof:
+            threading.Thread(target=_end_with_input, args=(begun,), daemon=True).start()
+        with goes_on("fetched"):
+            _prefetch(ctx, reference, planes, begun, keep=keep)
+    except KeyboardInterrupt:
+        if not until_eof:
+            raise
+
+
+def _prefetch(ctx: click.Context, reference: Reference, planes: str, begun: threading.Event, *, keep: bool) -> None:
+    merges_later = has_gpu() if planes == "auto" else planes == "always"
+    with prefetched(reference, context_of(ctx), begun, keep=keep, planes=merges_later) as found:
+        if not ctx.obj["quiet"]:
+            rate = format_size(int(found.fetched / found.seconds))
+            size, fetched = format_size(found.bytes), format_size(found.fetched)
+            click.echo(f"{size} in memory, {fetched} fetched in {found.seconds:.2f} s ({rate}/s)", err=True)
+        click.echo(str(found.folder))
+        sys.stdout.flush()
+        while not keep:
+            time.sleep(_NAP)  # not signal.pause(): a signal just before it would be slept through
+
+
+def _end_with_input(begun: threading.Event) -> None:
+    """Before it has ``begun`` there is nothing to tidy up, and a signal might be lost in some library's start."""
+    os.read(0, 1)
+    if not begun.is_set():
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""Starting early: weights on their way before a program asks for them, from this machine's neighbours, too."""
