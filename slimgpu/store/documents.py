@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from slimgpu.oci.mutate import OpenBlob
     from slimgpu.oci.reference import RegistryReference
 
-MAX_DOCUMENT: Final = 16 * 1024 * 1024
-"""Bytes of a JSON document that is read into memory; engines refuse configurations half as long."""
+MAX_DOCUMENT: Final = 64 * 1024 * 1024
+"""Bytes of a document that is read into memory: the index of 2 TB of weights, compressed, is as long."""
 _MAX_DEPTH: Final = 3
 _SCHEMA1_KEY: Final = b'"fsLayers"'
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from slimgpu.errors import NotFoundError, RegistryError
 
 if TYPE_CHECKING:
+    import requests
+
     from slimgpu.store.registry import Repository
 
 _PIECE: Final = 1024 * 1024
@@ -38,19 +40,27 @@ class RegistryRanges:
         if response.status_code == _NOT_FOUND:
             response.close()
             raise NotFoundError(f"{self.name} lacks {what}; push the artifact again")
-        try:
-            if not response.headers.get("Content-Range", "").startswith(f"bytes {span}/"):
-                raise http.client.HTTPException("the answer holds another part")  # noqa: TRY301 - one way out for all
-            # http.client's own answer: urllib3 would read it through two copies, at half the speed.
-            body = response.raw._original_response  # noqa: SLF001 - requests itself relies on it
-            assert body is not None
-            _fill(body, buffer)
-            response.raw.release_conn()
-        except BaseException as error:
-            response.close()
-            if isinstance(error, (OSError, http.client.HTTPException)):
-                raise RegistryError(f"reading {what} of {self.name} broke off ({error}); try again") from error
-            raise
+        read_part(response, span, buffer, f"{what} of {self.name}")
+
+
+def read_part(response: requests.Response, span: str, buffer: memoryview, what: str) -> None:
+    """Fill ``buffer`` from a 206 answer, which must be of the bytes ``span``; ends the answer in any case.
+
+    Raises `RegistryError` naming ``what``.
+    """
+    try:
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {span}/"):
+            raise http.client.HTTPException("the answer holds another part")  # noqa: TRY301 - one way out for all
+        # http.client's own answer: urllib3 would read it through two copies, at half the speed.
+        body = response.raw._original_response  # noqa: SLF001 - requests itself relies on it
+        assert body is not None
+        _fill(body, buffer)
+        response.raw.release_conn()
+    except BaseException as error:
+        response.close()
+        if isinstance(error, (OSError, http.client.HTTPException)):
+            raise RegistryError(f"reading {what} broke off ({error}); try again") from error
+        raise
 
 
 def _fill(body: http.client.HTTPResponse, buffer: memoryview) -> None:

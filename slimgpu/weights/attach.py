@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.errors import SlimgpuError
 from slimgpu.oci.reference import RegistryReference
-from slimgpu.store.transport import open_artifact
 from slimgpu.weights import region as regions
 from slimgpu.weights.artifact import open_weights
 from slimgpu.weights.manifests import FOLDER, ManifestKeeper
@@ -134,7 +131,7 @@ def attached(
         artifact, index = weights.artifact, weights.index
         wanted = choose(index)
         config = artifact.manifest.config
-        folder = claim_folder(context.cache, config.digest, sum(index.chunks[number].size for number in wanted))
+        folder = claim_folder(context.cache, config.digest, _bytes(index, wanted))
         if not keep:
             stack.callback(_release, folder)
         region = stack.enter_context(regions.opened(folder, config.media_type, artifact.raw_config, index))
@@ -145,7 +142,12 @@ def attached(
             if isinstance(weights.reference, RegistryReference)
             else None
         )
-        yield Filling(region, [weights.source, *_peers(weights.reference, context, stack)], wanted, keeper, context)
+        yield Filling(region, [weights.source, *_peers(weights.reference, stack)], wanted, keeper, context)
+
+
+def _bytes(index: Index, chunks: Sequence[int]) -> int:
+    """What the chunks take in memory, each at all of its places."""
+    return sum(index.chunks[number].size * len(index.places[number]) for number in chunks)
 
 
 def _disk_tier(reference: RegistryReference, artifact: Artifact, context: Context) -> BlobKeeper:
@@ -161,13 +163,11 @@ def _release(folder: Path) -> None:
         remove_unused(folder)
 
 
-def _peers(reference: Reference, context: Context, stack: ExitStack) -> list[RangeSource]:
-    """Neighbours that serve the same repository; one that doesn't answer is left out."""
-    found: list[RangeSource] = []
+def _peers(reference: Reference, stack: ExitStack) -> list[RangeSource]:
+    """Neighbours that may have parts of a registry's artifact."""
     names = [name.strip() for name in os.environ.get(_PEERS, "").split(",") if name.strip()]
-    if isinstance(reference, RegistryReference):
-        for name in names:
-            with suppress(SlimgpuError):
-                opened = open_artifact(replace(reference, host=name), context.cache, context.progress)
-                found.append(stack.enter_context(opened)[1])
-    return found
+    if not names or not isinstance(reference, RegistryReference):
+        return []
+    from slimgpu.store.peer import Peer  # noqa: PLC0415 - for those who have any
+
+    return [stack.enter_context(Peer(name, reference.repository).opened()) for name in names]

@@ -37,6 +37,7 @@ class BlobWriter:
     def append(self, data: bytes | memoryview) -> tuple[int, int]:
         """Write a chunk; gives the number of its blob and its offset in it."""
         if self._file is None:
+            self._notice_failures()
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = self._partial().open("wb")
         place = len(self.finished), self._file.tell()
@@ -44,6 +45,12 @@ class BlobWriter:
         if self._file.tell() >= BLOB:
             self.close()
         return place
+
+    def _notice_failures(self) -> None:
+        """Raise what a blob failed with, before more of them are made in vain."""
+        for blob in self.finished:
+            if blob.done():
+                blob.result()
 
     def _partial(self) -> Path:
         return self._folder / f".chunks.{len(self.finished)}.partial"

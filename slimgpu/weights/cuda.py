@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.weights.region import PLANES
-from slimgpu.weights.tensors import torch_dtype
+from slimgpu.weights.tensors import check_size, torch_dtype
 from slimgpu.weights.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
@@ -42,14 +42,16 @@ class Ring:
     def upload(self, region: Region, view: torch.Tensor, tensor: TensorEntry) -> torch.Tensor:
         """The tensor on the device; ready for work that is queued on the current stream."""
         torch = self._torch
-        dtype = torch_dtype(tensor.dtype) or torch.uint8
+        dtype = torch_dtype(tensor.dtype)
+        if dtype is not None:
+            check_size(tensor, dtype.itemsize)
         with torch.cuda.stream(self._stream):
             flat = torch.empty(tensor.size, dtype=torch.uint8, device=self._device)
             for part in region.index.parts(tensor):
                 self._copy(region, view, part, flat)
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         flat.record_stream(torch.cuda.current_stream(self._device))
-        return flat.view(dtype).reshape(tensor.shape) if torch_dtype(tensor.dtype) else flat
+        return flat.view(dtype).reshape(tensor.shape) if dtype is not None else flat
 
     def _copy(self, region: Region, view: torch.Tensor, part: Part, flat: torch.Tensor) -> None:
         chunk = region.index.chunks[part.chunk]

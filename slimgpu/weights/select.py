@@ -31,6 +31,8 @@ def select(
     if world > 1:
         stages = stage([tensor.name for tensor in chosen], world)
         chosen = [tensor for tensor in chosen if stages[tensor.name] == rank]
+        if not chosen:
+            raise UsageError(f"the model has too few layers for {world} stages; choose a smaller world")
     chosen = [tensor for tensor in chosen if only is None or fnmatchcase(tensor.name, only)]
     if not chosen:
         raise NotFoundError(f"no tensor is named like {only or '*'}; slimgpu weights list shows all names")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
 
 
-def slimgpu(*arguments: str) -> str:
-    """What ``slimgpu ARGUMENTS`` prints; an error with what it says when it fails."""
+def slimgpu(*arguments: str, **variables: str) -> str:
+    """What ``slimgpu ARGUMENTS`` prints with these ``variables`` set; an error with what it says when it fails."""
     result = subprocess.run(
-        [sys.executable, "-m", "slimgpu", *arguments], capture_output=True, text=True, check=False, timeout=900
+        [sys.executable, "-m", "slimgpu", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+        env={**os.environ, **variables},
     )
     if result.returncode:
         raise RuntimeError(f"slimgpu {arguments} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
