@@ -170,7 +170,7 @@ class Fetcher:
         except BaseException as error:  # noqa: BLE001 - raised by `run`
             stages.schedule.fail(error)
         else:
-            if is_new and self._keeper is not None and self._buffers.are_plenty:
+            if is_new and self._keeper is not None and self._buffers.lend():
                 stages.keepers.submit(self._keep, each, buffer)
             else:
                 self._buffers.give(buffer)
@@ -195,7 +195,7 @@ class Fetcher:
         try:
             self._keeper.keep(self._index.blobs[each.blob].digest, each.offset, buffer[: each.size])
         finally:
-            self._buffers.give(buffer)
+            self._buffers.take_back(buffer)
 
     def _deliver(self, each: Range, buffer: memoryview, source: str) -> None:
         for number in each.chunks:
@@ -255,14 +255,23 @@ class _Buffers:
 
     def __init__(self, count: int) -> None:
         self._count = self._left = count
+        self._lent = 0
         self._free: list[memoryview] = []
         self._changed = threading.Condition()
         self._closed = False
 
-    @property
-    def are_plenty(self) -> bool:
-        """Whether readers can do without one for a while: a slow disk must not slow them down."""
-        return self._left > self._count // 4
+    def lend(self) -> bool:
+        """Whether the keeper may have one more: a slow disk must not slow down readers."""
+        with self._changed:
+            may = self._lent < self._count // 3
+            self._lent += may
+            return may
+
+    def take_back(self, buffer: memoryview) -> None:
+        """What was lent is free again."""
+        with self._changed:
+            self._lent -= 1
+        self.give(buffer)
 
     def take(self, size: int) -> memoryview:
         """A buffer of ``size`` bytes, as soon as there is one."""
