@@ -147,6 +147,8 @@ def _weights_of(mode: Literal["keep", "split", "drop"], reference: Reference | N
         raise click.UsageError("--weights split needs a place for the weights; name it with --weights-to")
     if mode != "split" and reference is not None:
         raise click.UsageError("--weights-to says where weights go that leave the image; add --weights split")
+    if isinstance(reference, PathReference):  # so that whoever follows the pointer may be anywhere on this machine
+        reference = replace(reference, path=reference.path.resolve())
     return Weights(mode, "" if reference is None else str(reference))
 
 

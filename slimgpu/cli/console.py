@@ -20,12 +20,15 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from slimgpu.progress import SILENT
 from slimgpu.progress import Progress as ProgressProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from rich.console import RenderableType
 
     from slimgpu.progress import Task
 
@@ -45,6 +48,12 @@ def stdout() -> Console:
 def stderr() -> Console:
     """The console for everything that is not a result."""
     return Console(stderr=True, highlight=False)
+
+
+def show(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print results: tables as wide as the screen, lines of text whole, so that they can be copied."""
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def progress(*, quiet: bool) -> ProgressProtocol:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from slimgpu.cli.options import context_of, goes_on, ref_argument
-from slimgpu.coldstart.prefetch import has_gpu, prefetched
+from slimgpu.coldstart.prefetch import drop, has_gpu, prefetched
 from slimgpu.units import format_size
 
 if TYPE_CHECKING:
+    from slimgpu.coldstart.prefetch import Prefetched
     from slimgpu.oci.reference import Reference
 
 _NAP: Final = 0.5
+_ON_DISK: Final = "on disk, since shared memory has no room for it (SLIMGPU_MEMORY_DIR, SLIMGPU_MEMORY_SIZE)"
 
 
 @click.command("prefetch")
@@ -36,15 +38,20 @@ _NAP: Final = 0.5
     show_default=True,
     help="Leave the last step of decoding to a GPU; auto does when this machine has one.",
 )
+@click.option("--drop", "drops", is_flag=True, help="Fetch nothing; give back what an earlier prefetch of REF kept.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input does.")
 @click.pass_context
-def command(ctx: click.Context, reference: Reference, planes: str, *, keep: bool, until_eof: bool) -> None:
+def command(ctx: click.Context, reference: Reference, planes: str, *, keep: bool, drops: bool, until_eof: bool) -> None:
     """Fetch the weights REF into this machine's memory, and print where they are.
 
-    Programs that load REF then find them there, or what is there so far: nothing is fetched twice. With --no-keep the
-    memory is given back when this ends, which is when it is told to (SIGTERM, Ctrl-C). What has been fetched stays in
-    the disk cache, and the next start goes on from there.
+    Programs that load REF then find them there, or what is there so far: nothing is fetched twice. What has no
+    room in memory lies on the cache's disk. With --no-keep the memory is given back when this ends, which is when it is
+    told to (SIGTERM, Ctrl-C), unless an earlier prefetch kept it; --drop gives that back. What came from a registry
+    stays in the disk cache as far as the disk kept up, and the next start goes on from there.
     """
+    if drops:
+        _drop(ctx, reference)
+        return
     begun = threading.Event()
     try:
         if until_eof:
@@ -60,13 +67,29 @@ def _prefetch(ctx: click.Context, reference: Reference, planes: str, begun: thre
     merges_later = has_gpu() if planes == "auto" else planes == "always"
     with prefetched(reference, context_of(ctx), begun, keep=keep, planes=merges_later) as found:
         if not ctx.obj["quiet"]:
-            rate = format_size(int(found.fetched / found.seconds))
-            size, fetched = format_size(found.bytes), format_size(found.fetched)
-            click.echo(f"{size} in memory, {fetched} fetched in {found.seconds:.2f} s ({rate}/s)", err=True)
+            click.echo(_summary(found), err=True)
         click.echo(str(found.folder))
         sys.stdout.flush()
         while not keep:
             time.sleep(_NAP)  # not signal.pause(): a signal just before it would be slept through
+
+
+def _summary(found: Prefetched) -> str:
+    rate = format_size(int(found.fetched / found.seconds))
+    where = _ON_DISK if found.on_disk else "in memory"
+    return (
+        f"{format_size(found.bytes)} {where}, {format_size(found.fetched)} fetched in {found.seconds:.2f} s ({rate}/s)"
+    )
+
+
+def _drop(ctx: click.Context, reference: Reference) -> None:
+    found = drop(reference, context_of(ctx))
+    if found.used:
+        said = f"{format_size(found.bytes)} no longer kept, but in use; they go when the programs that use them end"
+    else:
+        said = f"{format_size(found.bytes)} freed" if found.bytes else f"nothing of {reference} was kept"
+    if not ctx.obj["quiet"]:
+        click.echo(said, err=True)
 
 
 def _end_with_input(begun: threading.Event) -> None:

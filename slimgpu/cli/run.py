@@ -23,6 +23,7 @@ def command(ctx: click.Context, reference: Reference, arguments: tuple[str, ...]
 
     Both start at once. CMD finds REF in SLIMGPU_WEIGHTS; slimgpu.weights.load() and vLLM's --load-format slimgpu in it
     take what is already there and wait for the rest. CMD's exit code is ours, signals are passed on to it, and when it
-    ends, the fetch ends and the memory is given back.
+    ends, the fetch ends and the memory is given back unless an earlier prefetch kept it. What came from a registry
+    stays in the disk cache as far as the disk kept up.
     """
     ctx.exit(run_beside(reference, arguments, keep=keep))

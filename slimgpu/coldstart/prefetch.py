@@ -7,12 +7,14 @@ pydantic (100 ms) is imported when the manifest has come, and numpy when there i
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from slimgpu.weights.artifact import open_weights
 from slimgpu.weights.attach import attached
+from slimgpu.weights.tiers import claim_folder, remove_unused
 
 if TYPE_CHECKING:
     import threading
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from slimgpu.store.context import Context
 
 _GPU: Final = Path("/proc/driver/nvidia/version")
+_REGIONS: Final = "weights/regions"
+"""Of the cache, where what has no room in memory lies; see `slimgpu.weights.tiers`."""
 
 
 def has_gpu() -> bool:
@@ -31,7 +35,7 @@ def has_gpu() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Prefetched:
-    """What is in memory now."""
+    """What is in memory now, or on the disk where memory has no room."""
 
     folder: Path
     """Where it is."""
@@ -40,6 +44,18 @@ class Prefetched:
     fetched: int
     """Stored bytes that this process brought, or waited for."""
     seconds: float
+    on_disk: bool
+    """Whether it is in the cache's directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What `drop` found."""
+
+    bytes: int
+    """What it took, of memory or disk; 0 when nothing was there."""
+    used: bool
+    """Whether a process has it open: it is no longer kept, and goes when that one ends."""
 
 
 @contextmanager
@@ -61,7 +77,29 @@ def prefetched(
         with filling.running(planes=planes):
             filling.finish()
         total = sum(file.size for file in index.files)
-        yield Prefetched(region.folder, total, missing, time.monotonic() - began)
+        on_disk = region.folder.is_relative_to(context.cache.root / _REGIONS)
+        yield Prefetched(region.folder, total, missing, time.monotonic() - began, on_disk)
+
+
+def drop(reference: Reference, context: Context) -> Dropped:
+    """Give back what an earlier `prefetched` kept of the artifact; raises what opening an artifact raises."""
+    with open_weights(reference, context) as weights:
+        digest = weights.artifact.manifest.config.digest
+    size = 0
+    while ((folder := claim_folder(context.cache, digest, 0)) / "index").exists():  # memory, and maybe the disk, too
+        size += _taken(folder)
+        (folder / "keep").unlink(missing_ok=True)
+        if not remove_unused(folder):
+            return Dropped(size, used=True)
+    return Dropped(size, used=False)
+
+
+def _taken(folder: Path) -> int:
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # somebody else drops it, too
+            size += file.stat().st_blocks * 512
+    return size
 
 
 def _all_chunks(index: Any) -> range:

@@ -114,6 +114,7 @@ def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def _is_in_foreground() -> bool:
     """Whether a terminal sends what is typed at it to our group, and so to the command, too."""
     try:
-        return os.tcgetpgrp(0) == os.getpgrp()
+        with open("/dev/tty", "rb", buffering=0) as terminal:  # noqa: PTH123 - the standard input may be something else
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False

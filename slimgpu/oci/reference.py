@@ -95,6 +95,11 @@ Reference = RegistryReference | DaemonReference | PathReference
 _UNSUPPORTED: Final = ("containers-storage", "dir", "containerd", "podman", "ostree", "sif", "tarball")
 
 
+def is_host(text: str) -> bool:
+    """Whether ``text`` is a host, with or without a port."""
+    return _HOST.fullmatch(text) is not None
+
+
 def is_repository(text: str) -> bool:
     """Whether ``text`` is the name of a repository, as in ``host/text:tag``."""
     return len(text) <= _MAX_REPOSITORY and _REPOSITORY.fullmatch(text) is not None

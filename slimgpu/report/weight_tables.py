@@ -37,13 +37,18 @@ _DIGEST: Final = 19
 
 def pack_tables(result: PackResult) -> Iterator[RenderableType]:
     """What was packed, and how well."""
-    yield _dtypes(result.dtypes)
-    yield _transforms(result.transforms)
+    tables = [_dtypes(result.dtypes)] if result.dtypes else []
+    tables += [_transforms(result.transforms)] if result.transforms else []
+    for table in tables[:1]:
+        table.title = str(table.title).lstrip("\n")
+    yield from tables
+    gap = "\n" if tables else ""
     rate = result.bytes / result.seconds if result.seconds else 0
     yield Text(
-        f"\n{result.files} files with {result.tensors} tensors: {format_size(result.bytes)} stored as "
+        f"{gap}{_number(result.files, 'file')} with {_number(result.tensors, 'tensor')}: "
+        f"{format_size(result.bytes)} stored as "
         f"{format_size(result.stored)}{_ratio(result.stored, result.bytes)}, {format_size(result.new)} of it new, "
-        f"in {result.seconds:.1f} s ({format_size(int(rate))}/s)"
+        f"in {result.seconds:.1f} s ({format_size(int(rate))}/s)\n{printable(result.reference)}"
     )
 
 
@@ -52,7 +57,8 @@ def list_tables(listing: Listing, *, show_all: bool) -> Iterator[RenderableType]
     yield Text.assemble(
         (printable(listing.reference), "bold"),
         f"\n{listing.digest}\nvalues {listing.values}\n"
-        f"{len(listing.files)} files, {len(listing.tensors)} tensors, {format_size(listing.bytes)} stored as "
+        f"{_number(len(listing.files), 'file')}, {_number(len(listing.tensors), 'tensor')}, "
+        f"{format_size(listing.bytes)} stored as "
         f"{format_size(listing.stored)}{_ratio(listing.stored, listing.bytes)}, "
         f"index {printable(listing.index_version)}",
     )
@@ -72,10 +78,10 @@ def list_tables(listing: Listing, *, show_all: bool) -> Iterator[RenderableType]
 
 def verify_tables(result: VerifyResult) -> Iterator[RenderableType]:
     """That all is well."""
-    what = printable(result.directory) if result.directory else f"{result.chunks} chunks"
+    what = printable(result.directory) if result.directory else _number(result.chunks, "chunk")
     yield Text(
-        f"{what}: {result.files} files, {result.tensors} tensors, {format_size(result.bytes)} are what was packed "
-        f"({result.seconds:.1f} s)"
+        f"{what}: {_number(result.files, 'file')}, {_number(result.tensors, 'tensor')}, "
+        f"{format_size(result.bytes)} are what was packed ({result.seconds:.1f} s)"
     )
 
 
@@ -83,11 +89,15 @@ def load_tables(result: LoadResult) -> Iterator[RenderableType]:
     """How fast it went."""
     rate = format_size(int(result.bytes / result.seconds)) if result.seconds else "?"
     yield Text(
-        f"{result.tensors} tensors, {format_size(result.bytes)} to {printable(result.device)} in "
+        f"{_number(result.tensors, 'tensor')}, {format_size(result.bytes)} to {printable(result.device)} in "
         f"{result.seconds:.2f} s ({rate}/s), the first after {result.first:.2f} s"
     )
     if result.values:
         yield Text(f"values {result.values}, as the index says")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _ratio(stored: int, size: int) -> str:

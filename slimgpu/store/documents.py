@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MAX_DOCUMENT: Final = 64 * 1024 * 1024
 """Bytes of a document that is read into memory: the index of 2 TB of weights, compressed, is as long."""
 _MAX_DEPTH: Final = 3
+_WEIGHTS: Final = "application/vnd.slimgpu.weights.index."
 _SCHEMA1_KEY: Final = b'"fsLayers"'
 
 
@@ -38,8 +39,8 @@ def resolve_image(
 ) -> Image:
     """The image that the document ``data`` leads to, for ``platform``.
 
-    ``fetch`` gives a document checked against its digest. Raises `ImageError` for schema 1 and for what is no
-    image, and what ``choose`` and ``fetch`` raise.
+    ``fetch`` gives a document checked against its digest. Raises `ImageError` for schema 1, weights and what
+    is no image, and what ``choose`` and ``fetch`` raise.
     """
     from slimgpu.oci.manifest import choose, is_index, parse_index, parse_manifest  # noqa: PLC0415 - pydantic: not
     from slimgpu.oci.mutate import parse_image  # noqa: PLC0415 - before the first answer
@@ -52,6 +53,8 @@ def resolve_image(
     if _SCHEMA1_KEY in data:
         raise ImageError(f"{name} is a schema 1 image, which engines no longer read; build and push it again")
     manifest = parse_manifest(data, f"the manifest of {name}")
+    if manifest.config.media_type.startswith(_WEIGHTS):
+        raise ImageError(f"{name} is a weights artifact, no image; slimgpu weights list {name} shows what it holds")
     return parse_image(name, data, fetch(manifest.config), open_blob, origin=origin)
 
 

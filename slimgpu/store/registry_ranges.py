@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slimgpu.store.registry import Repository
 
 _PIECE: Final = 1024 * 1024
+_WHOLE: Final = 200
 _PARTIAL: Final = 206
 _NOT_FOUND: Final = 404
 
@@ -36,10 +37,13 @@ class RegistryRanges:
         what = f"bytes {span} of the blob {digest}"
         target = self._repository.path("blobs", digest)
         headers = {"Range": f"bytes={span}"}
-        response = self._repository.send("GET", target, what, good=(_PARTIAL, _NOT_FOUND), headers=headers)
+        response = self._repository.send("GET", target, what, good=(_PARTIAL, _NOT_FOUND, _WHOLE), headers=headers)
         if response.status_code == _NOT_FOUND:
             response.close()
             raise NotFoundError(f"{self.name} lacks {what}; push the artifact again")
+        if response.status_code == _WHOLE:
+            response.close()
+            raise RegistryError(f"{self.name} lies in a registry that serves no parts of blobs; copy it to another one")
         read_part(response, span, buffer, f"{what} of {self.name}")
 
 

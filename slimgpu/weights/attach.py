@@ -8,7 +8,8 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.oci.reference import RegistryReference
+from slimgpu.errors import UsageError
+from slimgpu.oci.reference import RegistryReference, is_host
 from slimgpu.weights import region as regions
 from slimgpu.weights.artifact import open_weights
 from slimgpu.weights.manifests import FOLDER, ManifestKeeper
@@ -150,9 +151,12 @@ def _bytes(index: Index, chunks: Sequence[int]) -> int:
     return sum(index.chunks[number].size * len(index.places[number]) for number in chunks)
 
 
-def _disk_tier(reference: RegistryReference, artifact: Artifact, context: Context) -> BlobKeeper:
-    """The disk tier, which now has the artifact's documents, for neighbours to ask for."""
-    keeper = disk_tier(context.cache)
+def _disk_tier(reference: RegistryReference, artifact: Artifact, context: Context) -> BlobKeeper | None:
+    """The disk tier, which now has the artifact's documents, for neighbours to ask for; None on a read-only disk."""
+    try:
+        keeper = disk_tier(context.cache)
+    except OSError:
+        return None
     keeper.keep(artifact.manifest.config.digest, 0, memoryview(artifact.raw_config))
     ManifestKeeper(context.cache.root / FOLDER).keep(reference, artifact.raw_manifest)
     return keeper
@@ -170,4 +174,7 @@ def _peers(reference: Reference, stack: ExitStack) -> list[RangeSource]:
         return []
     from slimgpu.store.peer import Peer  # noqa: PLC0415 - for those who have any
 
+    wrong = next((name for name in names if not is_host(name)), None)
+    if wrong is not None:
+        raise UsageError(f"{_PEERS} names {wrong!r}, which is no host; write host:port, separated by commas")
     return [stack.enter_context(Peer(name, reference.repository).opened()) for name in names]

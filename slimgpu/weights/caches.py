@@ -77,12 +77,23 @@ class CacheKey:
 @contextmanager
 def open_cache(reference: Reference, key: CacheKey, context: Context) -> Iterator[Weights]:
     """The cache for ``key`` at ``reference``; `NotFoundError` when there is none, or only one for another key."""
-    missing = f"{reference} has no cache for {key}; pack one with slimgpu weights pack --cache"
+    place = key.place(reference)
+    missing = (
+        f"{_asked(reference, place)} has no cache for {key}; pack one with slimgpu weights pack --cache, or give the "
+        "--image, --gpu, --configuration and --versions that it was packed with"
+    )
     with ExitStack() as stack:
         try:
-            cache = stack.enter_context(open_weights(key.place(reference), context))
+            cache = stack.enter_context(open_weights(place, context))
         except NotFoundError as error:
             raise NotFoundError(missing) from error
         if (cache.artifact.manifest.annotations or {}).get(f"{_PREFIX}key") != key.digest:
             raise NotFoundError(missing)
         yield cache
+
+
+def _asked(reference: Reference, place: Reference) -> str:
+    """The reference as it was written: a name without a tag gets ``latest`` when it is parsed."""
+    if isinstance(reference, RegistryReference) and place != reference:
+        return str(replace(reference, tag=None))
+    return str(reference)

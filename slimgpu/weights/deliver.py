@@ -85,7 +85,10 @@ def delivery_to(device: str | torch.device, dtype: torch.dtype | None, region: R
         return Memory(region)
     import torch  # noqa: PLC0415
 
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device} is no device; use cpu, cuda or cuda:N") from error
     if chosen.type == "cpu":
         return Cpu(region, dtype)
     if chosen.type != "cuda":

@@ -203,8 +203,8 @@ class Fetcher:
             stored = buffer[chunk.offset - each.offset :][: chunk.stored]
             if sha256(stored) != chunk.digest:
                 raise DigestError(
-                    f"{self._index.describe(number)} from {source} does not have the digest that its index names; push "
-                    "or copy the artifact again"
+                    f"{self._index.describe(number)} from {source} does not have the digest that its index names; the "
+                    "copy there is damaged, so push the artifact to another repository"
                 )
             room = self._room.of(chunk.size)
             state = self._decoded(number, stored, room)

@@ -8,7 +8,7 @@ and lie in the blobs in that order. The document is the artifact's configuration
 from __future__ import annotations
 
 import posixpath
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, dropwhile, pairwise
@@ -35,6 +35,11 @@ MAX_CHUNK: Final = 64 * 1024 * 1024
 """Bytes of a raw chunk that a reader makes room for; ours have about 4 MiB."""
 MAX_INDEX: Final = 256 * 1024 * 1024
 """Bytes of JSON; chunks of a terabyte take about 100 MiB."""
+_MAX_COMMAS: Final = 16_000_000
+"""In the JSON: a file that names one chunk again and again takes 40 times its text in memory, and ours has 30 bytes a
+comma."""
+_OVERLAPS: Final = 8
+"""Times that a chunk may be a part of a tensor, on average: ours don't overlap, and every part takes time."""
 _COMPRESS_FROM: Final = 64 * 1024
 _LEVEL: Final = 9
 _PAGE: Final = 4096
@@ -163,6 +168,12 @@ class Index:
     def _starts(self) -> Sequence[Sequence[int]]:
         return [[0, *accumulate(self.chunks[number].size for number in file.chunks)] for file in self.files]
 
+    def count_parts(self, tensor: TensorEntry) -> int:
+        """How many `parts` gives, without making them."""
+        starts = self._starts[tensor.file]
+        first = bisect_right(starts, tensor.offset) - 1
+        return bisect_left(starts, tensor.offset + tensor.size) - first if tensor.size else 0
+
     def parts(self, tensor: TensorEntry) -> Iterator[Part]:
         """The tensor's bytes chunk by chunk."""
         if not tensor.size:
@@ -201,6 +212,8 @@ def parse_index(media_type: str, data: bytes, what: str) -> Index:
         data = _inflate(data, what)
     elif media_type != INDEX_TYPE:
         raise ImageError(f"{what} is no weights artifact: its configuration is of type {media_type}")
+    if data.count(b",") > _MAX_COMMAS:
+        raise ImageError(f"the index of {what} has more values than any model needs; pack the weights in parts")
     try:
         index = _ADAPTER.validate_json(data)
     except ValidationError as error:
@@ -235,6 +248,9 @@ def _complaints(index: Index) -> Iterator[str]:
     for tensor in index.tensors:
         if tensor.file >= len(index.files) or tensor.offset + tensor.size > index.files[tensor.file].size:
             yield f"the tensor {tensor.name!r} lies outside of its file"
+    parts = sum(map(index.count_parts, index.tensors))
+    if parts > _OVERLAPS * (len(index.tensors) + sum(len(file.chunks) for file in index.files)):
+        yield f"its tensors overlap so much that they have {parts} parts"
 
 
 def _chunk_complaints(index: Index) -> Iterator[str]:

@@ -79,8 +79,7 @@ class _Made:
     raw: str
     size: int
     digest: str
-    encoded: Encoded | None
-    """None when a base has it."""
+    encoded: Encoded
     tensors: Mapping[int, str]
     """Digests of tensors that are whole in the chunk, by offset in the file."""
 
@@ -145,7 +144,7 @@ class _Packer:
     def __init__(self, inputs: Sequence[_Input], writer: BlobWriter, bases: Sequence[Base]) -> None:
         self._inputs = inputs
         self._writer = writer
-        self._known = {chunk.raw: (base, chunk) for base in bases for chunk in _there(base)}
+        self._known = {chunk.digest: (base, chunk) for base in bases for chunk in _there(base)}
         self._base_blobs: dict[str, Blob] = {}
         self._chunks: list[tuple[str | int, Chunk]] = []
         """With the digest of a base's blob, or the number of one of our own."""
@@ -171,8 +170,8 @@ class _Packer:
         piece = one.cuts[work.cut]
         data = memoryview(one.reader.read(piece.offset, piece.size))
         raw = sha256(data)
-        encoded = None if raw in self._known else encode(data, piece.dtype)
-        digest = sha256(encoded.data) if encoded else ""
+        encoded = encode(data, piece.dtype)
+        digest = sha256(encoded.data)
         small = _small_tensors(one, piece, data) if piece.whole else {}
         return _Made(work, raw, piece.size, digest, encoded, small)
 
@@ -185,15 +184,16 @@ class _Packer:
         self._small |= {(made.work.file, offset): digest for offset, digest in made.tensors.items()}
 
     def _store(self, made: _Made) -> tuple[str | int, Chunk]:
-        if made.encoded is None:
-            base, chunk = self._known[made.raw]
-            blob = base.index.blobs[chunk.blob].digest
-            self._base_blobs[blob] = next(each for each in base.blobs if each.descriptor.digest == blob)
-            return blob, chunk
-        encoded = made.encoded
-        number, offset = self._writer.append(encoded.data)
-        size = len(encoded.data)
-        return number, Chunk(0, offset, size, made.size, encoded.transform, encoded.packed, made.digest, made.raw)
+        encoded, size = made.encoded, len(made.encoded.data)
+        chunk = Chunk(0, 0, size, made.size, encoded.transform, encoded.packed, made.digest, made.raw)
+        base, known = self._known.get(made.digest, (None, None))
+        # What a base says of the bytes that it stores is not believed: they are the ones that we would store.
+        if base is None or known is None or replace(known, blob=0, offset=0, raw=made.raw) != chunk:
+            number, offset = self._writer.append(encoded.data)
+            return number, replace(chunk, offset=offset)
+        blob = base.index.blobs[known.blob].digest
+        self._base_blobs[blob] = next(each for each in base.blobs if each.descriptor.digest == blob)
+        return blob, replace(known, raw=made.raw)
 
     def blobs(self) -> list[Blob]:
         """All blobs that the chunks lie in: new ones, then those of bases."""

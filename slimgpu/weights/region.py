@@ -37,6 +37,9 @@ WHOLE: Final = 1
 PLANES: Final = 2
 """The chunk's planes one after another, for a GPU to merge (`slimgpu.weights.codec.decode_planes`)."""
 
+_NO_RESERVE: Final = 0x4000
+"""MAP_NORESERVE, which Python names from 3.13 on: else Linux refuses a private mapping larger than memory and swap."""
+
 
 class Region:
     """A region that is open; any number of threads and processes may read and fill it."""
@@ -60,7 +63,7 @@ class Region:
 
         Only what `state` says is there is what it should be. The view stays valid when the region is closed.
         """
-        return memoryview(mmap.mmap(self._handle, max(self.index.total, 1), mmap.MAP_PRIVATE))
+        return memoryview(mmap.mmap(self._handle, max(self.index.total, 1), mmap.MAP_PRIVATE | _NO_RESERVE))
 
     def has(self, chunk: int) -> bool:
         """Whether the chunk is there, in either form."""

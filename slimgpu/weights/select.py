@@ -35,7 +35,8 @@ def select(
             raise UsageError(f"the model has too few layers for {world} stages; choose a smaller world")
     chosen = [tensor for tensor in chosen if only is None or fnmatchcase(tensor.name, only)]
     if not chosen:
-        raise NotFoundError(f"no tensor is named like {only or '*'}; slimgpu weights list shows all names")
+        where = "" if files is None else f" in files like {', '.join(patterns)}"
+        raise NotFoundError(f"no tensor is named like {only or '*'}{where}; slimgpu weights list shows all names")
     return chosen
 
 

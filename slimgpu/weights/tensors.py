@@ -70,11 +70,11 @@ def as_torch(data: memoryview, tensor: TensorEntry) -> torch.Tensor:
     import torch  # noqa: PLC0415
 
     dtype = torch_dtype(tensor.dtype)
-    if not tensor.size:
-        return torch.empty(tensor.shape, dtype=dtype or torch.uint8)
     if dtype is None:
-        return torch.frombuffer(data, dtype=torch.uint8)
+        return torch.frombuffer(data, dtype=torch.uint8) if tensor.size else torch.empty(0, dtype=torch.uint8)
     check_size(tensor, dtype.itemsize)
+    if not tensor.size:
+        return torch.empty(tensor.shape, dtype=dtype)
     if _address(data) % dtype.itemsize:  # an odd header; rare, and then copied
         data = memoryview(bytearray(data))
     return torch.frombuffer(data, dtype=dtype).reshape(tensor.shape)
@@ -82,7 +82,8 @@ def as_torch(data: memoryview, tensor: TensorEntry) -> torch.Tensor:
 
 def check_size(tensor: TensorEntry, width: int) -> None:
     """`ImageError` when the tensor's bytes are not what its shape takes, with ``width`` bytes for a number."""
-    if math.prod(tensor.shape) * width != tensor.size:
+    reach = math.prod(max(length, 1) for length in tensor.shape) * width  # torch counts in 63 bits, empty or not
+    if math.prod(tensor.shape) * width != tensor.size or reach >= 2**63:
         raise ImageError(
             f"the tensor {tensor.name} has {tensor.size} bytes, which are not {tensor.dtype} of the shape "
             f"{list(tensor.shape)}; pack the weights again"

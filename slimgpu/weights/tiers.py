@@ -43,7 +43,8 @@ def claim_folder(cache: Cache, digest: str, needed: int) -> Path:
         if (tier / name / "index").exists():
             return tier / name
     for tier in usable:
-        if needed <= _bound(_nearest(tier), _MEMORY_SIZE) and make_room(tier, needed, _MEMORY_SIZE):
+        fits = needed <= _bound(_nearest(tier), _MEMORY_SIZE) and make_room(tier, needed, _MEMORY_SIZE)
+        if fits and _is_ours(tier):  # which somebody else may have made meanwhile
             return tier / name
     _forget_boots(disk)
     make_room(disk, needed, _DISK_SIZE)

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.errors import DestinationError
+from slimgpu.errors import DestinationError, DigestError
 from slimgpu.store.files import atomic_file, exclusive, sync_directory
+from slimgpu.weights.digests import sha256
 from slimgpu.weights.region import MISSING, write_at
 
 if TYPE_CHECKING:
@@ -71,7 +72,12 @@ class Tree:
         return self._state[chunk] != MISSING
 
     def write(self, chunk: int, data: memoryview, state: int) -> None:
-        """See `Target.write`."""
+        """See `Target.write`. Raises `DigestError` for what an index, or the base that it was packed on, lies about."""
+        if sha256(data) != self._index.chunks[chunk].raw:
+            raise DigestError(
+                f"{self._index.describe(chunk)} does not decode to the bytes that were packed; pack the weights again, "
+                "without --base"
+            )
         for file, offset in self._places[chunk]:
             if file not in self.present:
                 self._write(file, data, offset)

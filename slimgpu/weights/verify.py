@@ -193,9 +193,12 @@ def _where(index: Index, file: File, path: Path) -> str:
 def verify(reference: Reference, directory: Path | None, context: Context) -> VerifyResult:
     """Check the artifact, or with ``directory`` the files that were written from it.
 
-    Raises what `verify_artifact` and `verify_tree` raise.
+    Raises what `verify_artifact` and `verify_tree` raise, and `NotFoundError` for a directory that is not there.
     """
     began = time.monotonic()
+    if directory is not None and not directory.is_dir():
+        state = "is no directory" if directory.exists() else "does not exist"
+        raise NotFoundError(f"{directory} {state}; name the directory that the weights were written to")
     with open_weights(reference, context) as weights:
         if directory is None:
             verify_artifact(weights, context)

@@ -34,6 +34,10 @@ def cache_options(command: F) -> F:
 
 def key_of(image: str | None, gpu: Sm | None, configuration: str | None, versions: tuple[str, ...]) -> CacheKey | None:
     """The key that the options name; None when they name none."""
+    for version in versions:
+        name, _, value = version.partition("=")
+        if not name.strip() or not value.strip():
+            raise UsageError(f"--versions {version!r} names no version; write it like driver=570.1")
     if image is None and gpu is None and configuration is None and not versions:
         return None
     if image is None or gpu is None or configuration is None:

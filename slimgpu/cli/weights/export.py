@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slimgpu.cli.options import ArtifactType, context_of, goes_on, ref_argument
+from slimgpu.errors import UsageError
 from slimgpu.weights.artifact import open_weights
 from slimgpu.weights.copy import write_tree
 from slimgpu.weights.modelpack import export_modelpack
@@ -38,6 +39,19 @@ def command(ctx: click.Context, reference: Reference, destination: str, form: st
         with goes_on("written"), open_weights(reference, context) as weights:
             write_tree(weights, Path(destination), context)
         return
+    if _is_like_path(destination):
+        raise UsageError(
+            f"{destination!r} looks like a path; write oci:{destination} for an OCI layout there, or "
+            "docker://host/repo:tag for a registry"
+        )
     target = ArtifactType().convert(destination, None, ctx)
     with open_weights(reference, context) as weights:
         click.echo(export_modelpack(weights, target, context))
+
+
+def _is_like_path(destination: str) -> bool:
+    """Whether somebody who wrote this meant no registry: its names could be those of directories, too."""
+    path = Path(destination)
+    bare = "/" not in destination and ":" not in destination
+    inside = "/" in destination and path.parent.is_dir()
+    return bare or destination.startswith(("/", ".", "~")) or path.exists() or inside

@@ -30,9 +30,7 @@ def command(ctx: click.Context, reference: Reference, *, as_json: bool, show_all
     if as_json:
         click.echo(to_json(listing))
         return
-    from slimgpu.cli.console import stdout  # noqa: PLC0415 - only where something is drawn
+    from slimgpu.cli.console import show, stdout  # noqa: PLC0415 - only where something is drawn
     from slimgpu.report.weight_tables import list_tables  # noqa: PLC0415
 
-    console = stdout()
-    for table in list_tables(listing, show_all=show_all):
-        console.print(table)
+    show(stdout(), list_tables(listing, show_all=show_all))

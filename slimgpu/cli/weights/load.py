@@ -29,8 +29,7 @@ def command(
     if as_json:
         click.echo(to_json(result))
         return
-    from slimgpu.cli.console import stdout  # noqa: PLC0415 - only where something is drawn
+    from slimgpu.cli.console import show, stdout  # noqa: PLC0415 - only where something is drawn
     from slimgpu.report.weight_tables import load_tables  # noqa: PLC0415
 
-    for table in load_tables(result):
-        stdout().print(table)
+    show(stdout(), load_tables(result))

@@ -70,7 +70,7 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
     Tensors in safetensors, GGUF, ONNX and torch files are cut and transformed so that they compress; nothing in a file
     is run. All other files are packed, too. The same files give the same digest.
 
-    With --cache the artifact is tagged by its key unless --to has a tag of its own.
+    With --cache the artifact is tagged by its key unless --to has a tag of its own; the summary says where it is.
     """
     key = key_of(image, gpu, configuration, versions)
     if is_cache != (key is not None):
@@ -92,9 +92,8 @@ def _print(result: PackResult, *, as_json: bool, quiet: bool) -> None:
         click.echo(to_json(result))
         return
     if not quiet:
-        from slimgpu.cli.console import stderr  # noqa: PLC0415 - only where something is drawn
+        from slimgpu.cli.console import show, stderr  # noqa: PLC0415 - only where something is drawn
         from slimgpu.report.weight_tables import pack_tables  # noqa: PLC0415
 
-        for table in pack_tables(result):
-            stderr().print(table)
+        show(stderr(), pack_tables(result))
     click.echo(result.digest)

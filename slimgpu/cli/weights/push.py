@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from slimgpu.cli.options import ArtifactType, context_of, goes_on
+from slimgpu.oci.reference import RegistryReference
 from slimgpu.weights.copy import copy_artifact
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ def command(ctx: click.Context, source: Reference, destination: Reference) -> No
     """Copy the artifact SRC to REF, from any store to any other, and print its digest.
 
     Every blob is checked against its digest on the way, and what REF's repository has already is not sent again, so
-    that a copy that broke off goes on where it was.
+    that a copy to a registry that broke off goes on behind the last whole blob; elsewhere it leaves nothing.
     """
-    with goes_on("copied"):
+    keeps = isinstance(destination, RegistryReference)
+    with goes_on("copied") if keeps else nullcontext():
         click.echo(copy_artifact(source, destination, context_of(ctx)))

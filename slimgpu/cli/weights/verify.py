@@ -33,8 +33,7 @@ def command(
     if as_json:
         click.echo(to_json(result))
         return
-    from slimgpu.cli.console import stdout  # noqa: PLC0415 - only where something is drawn
+    from slimgpu.cli.console import show, stdout  # noqa: PLC0415 - only where something is drawn
     from slimgpu.report.weight_tables import verify_tables  # noqa: PLC0415
 
-    for table in verify_tables(result):
-        stdout().print(table)
+    show(stdout(), verify_tables(result))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -148,10 +150,14 @@ def test_modelpack(tmp_path: Path, model: Path, say: Callable[..., str], packed:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "mp", "packed"]
 
 
-def test_a_cache_is_found_by_its_key(tmp_path: Path, model: Path, say: Callable[..., str]) -> None:
+def test_a_cache_is_found_by_its_key(
+    tmp_path: Path, model: Path, say: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
     reference = f"oci:{tmp_path}/caches"
     result = document(say("weights", "pack", "--cache", *_KEY, model, "--to", reference, "--json"))
     assert result["reference"].startswith(f"{reference}:cache-")
+    assert main(["weights", "pack", "--cache", *_KEY, str(model), "--to", reference]) == 0
+    assert capfd.readouterr().err.splitlines()[-1] == result["reference"]
     assert result["artifact_type"] == "application/vnd.slimgpu.cache.v1"
     assert result["annotations"]["vnd.slimgpu.cache.gpu"] == "sm_90"
     say("weights", "pull", reference, tmp_path / "back", *_KEY)
@@ -167,6 +173,32 @@ def test_a_list_fits_one_screen(say: Callable[..., str], packed: str) -> None:
     full = say("weights", "list", packed, "--all")
     assert "model.layers.2.mlp.up_proj.weight" in full
     assert max(map(len, (short + full).splitlines())) <= 100
+
+
+def test_names_and_digests_are_whole_on_any_screen(
+    tmp_path: Path, model: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    reference = f"oci:{tmp_path}/{'long' * 30}:v1"
+    digest = say("-q", "weights", "pack", model, "--to", reference).strip()
+    assert say("weights", "list", reference).splitlines()[:2] == [reference, digest]
+
+
+def test_what_prefetch_kept_is_dropped(packed: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["prefetch", packed]) == 0
+    assert " in memory, " in capfd.readouterr().err
+    (region,) = (path.parent for path in (tmp_path / "memory").glob("*/keep"))
+    with (region / "state").open("rb") as state:
+        fcntl.flock(state, fcntl.LOCK_SH)
+        assert main(["prefetch", packed, "--drop"]) == 0
+        assert " no longer kept, but in use; " in capfd.readouterr().err
+    assert region.exists()
+    assert not (region / "keep").exists()
+    assert main(["prefetch", packed, "--drop"]) == 0
+    assert re.fullmatch(r"[\d.]+ kB freed\n", capfd.readouterr().err)
+    assert not region.exists()
+    assert main(["prefetch", packed, "--drop"]) == 0
+    assert capfd.readouterr() == ("", f"nothing of {packed} was kept\n")
 
 
 def test_prefetch_then_load(say: Callable[..., str], packed: str, model: Path, tmp_path: Path) -> None:
@@ -238,3 +270,22 @@ def test_a_command_that_loads_finds_what_is_fetched(packed: str, slimgpu: list[s
 def test_a_command_killed_by_a_signal(packed: str, slimgpu: list[str]) -> None:
     run = subprocess.run([*slimgpu, "run", packed, "--", "sh", "-c", "kill -TERM $$"], check=False)
     assert run.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("destination", "said"),
+    [
+        ("oci:copy", "nothing was left half-written"),
+        ("oci-archive:copy.tar", "nothing was left half-written"),
+        ("host.example/x:v1", "what has been copied stays, and the next start goes on from there"),
+    ],
+)
+def test_only_registries_keep_what_an_interrupted_push_has_copied(
+    packed: str, destination: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slimgpu.cli.weights.push.copy_artifact", interrupted)
+    assert main(["weights", "push", packed, destination]) == 130
+    assert capfd.readouterr().err.strip() == f"slimgpu: interrupted; {said}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,6 @@ from tests.support.trees import tar_of, write_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Run = Callable[..., tuple[int, str, str]]
 
@@ -72,9 +72,14 @@ def packed(tmp_path: Path, model: Path, run: Run) -> str:
         (["weights", "pack", "x", "--to", "oci:x", "--cache", "--gpu", "h100"], "add what is missing"),
         (["weights", "pull", "oci:x", "y", "--image", "sha256:1", *_KEY[2:]], "no digest"),
         (["weights", "pull", "oci:x", "y", *_KEY[:2], "--gpu", "h1000", *_KEY[4:]], "no GPU"),
+        (["weights", "pull", "oci:x", "y", *_KEY, "--versions", "bad"], "--versions 'bad' names no version"),
+        (["weights", "pack", "x", "--to", "oci:x", "--versions", "=1"], "write it like driver=570.1"),
         (["weights", "pull", "oci:x"], "DIR"),
         (["weights", "export", "oci:x", "y", "--as", "zip"], "--as"),
         (["weights", "export", "oci:x", "docker-daemon:y", "--as", "modelpack"], "can hold images only"),
+        (["weights", "export", "oci:x", "./y", "--as", "modelpack"], "write oci:./y for an OCI layout"),
+        (["weights", "export", "oci:x", "/srv/y", "--as", "modelpack"], "looks like a path"),
+        (["weights", "export", "oci:x", "y", "--as", "modelpack"], "looks like a path"),
         (["weights", "list"], "REF"),
         (["weights", "serve", "--listen", "5005"], "is no address"),
         (["weights", "serve", "--listen", "host:99999"], "is no address"),
@@ -175,6 +180,11 @@ def _outside(index: dict[str, Any]) -> None:
     index["chunks"][0]["offset"] = 10**12
 
 
+@pytest.mark.parametrize("arguments", [["analyze"], ["build", "{}", "--to", "oci:out"]])
+def test_what_is_no_image(run: Run, arguments: list[str], packed: str) -> None:
+    refused(run(*reading(arguments, packed)), 1, f"a weights artifact, no image; slimgpu weights list {packed}")
+
+
 @pytest.mark.parametrize("arguments", _READING)
 @pytest.mark.parametrize(
     ("change", "said"),
@@ -257,7 +267,8 @@ def test_verify_of_a_directory(run: Run, tmp_path: Path, packed: str, model: Pat
     refused(run("weights", "verify", packed, model), 1, str(path), "differs")
     path.unlink()
     refused(run("weights", "verify", packed, model), 1, str(path), "cannot be read")
-    refused(run("weights", "verify", packed, tmp_path / "none"), 1, "cannot be read")
+    refused(run("weights", "verify", packed, tmp_path / "none"), 1, "none does not exist; name the directory")
+    refused(run("weights", "verify", packed, model / "config.json"), 1, "config.json is no directory")
 
 
 def test_sources(run: Run, tmp_path: Path) -> None:
@@ -284,7 +295,10 @@ def test_caches_for_another_key(run: Run, tmp_path: Path, model: Path) -> None:
     reference = f"oci:{tmp_path}/caches"
     assert run("-q", "weights", "pack", "--cache", *_KEY, model, "--to", reference)[0] == 0
     other = [*_KEY[:4], "--configuration", "y"]
-    refused(run("weights", "pull", reference, tmp_path / "out", *other), 1, "has no cache for", "sm_90", "'y'")
+    refused(
+        run("weights", "pull", reference, tmp_path / "out", *other), 1, "has no cache for", "sm_90", "'y'", "--versions"
+    )
+    assert ":latest" not in run("weights", "pull", "127.0.0.1:1/a/b", tmp_path / "out", *_KEY)[2]
     assert run("-q", "weights", "pack", model, "--to", f"{reference}:plain")[0] == 0
     refused(run("weights", "pull", f"{reference}:plain", tmp_path / "out", *_KEY), 1, "has no cache for")
     assert not (tmp_path / "out").exists()
@@ -329,9 +343,12 @@ def test_full_memory(run: Run, tmp_path: Path, packed: str, monkeypatch: pytest.
     """What doesn't fit in memory goes to the cache's disk."""
     with disk(tmp_path / "small", "100k"):
         monkeypatch.setenv("SLIMGPU_MEMORY_DIR", str(tmp_path / "small"))
-        code, out, _ = run("prefetch", packed)
+        code, out, err = run("prefetch", packed)
         assert code == 0
         assert not out.startswith(str(tmp_path / "small"))
+        assert " on disk, since shared memory has no room for it" in err
+        assert run("prefetch", packed, "--drop")[2].endswith(" freed\n")
+        assert not Path(out.strip()).exists()
 
 
 def test_a_read_only_disk(run: Run, tmp_path: Path, packed: str) -> None:

@@ -76,7 +76,7 @@ _LISTED = Listing(
     ),
 )
 
-_PACK_TEXT = """
+_PACK_TEXT = """\
 Tensors by type
 type  tensors  parameters    bytes   stored  ratio
 BF16      290      8.03 B  16.1 GB  10.7 GB  0.666
@@ -89,6 +89,7 @@ chunks    bytes   stored  ratio  transform
 
 7 files with 291 tensors: 16.1 GB stored as 10.7 GB (66.6 %), 1.20 GB of it new, in 12.5 s (1.28
 GB/s)
+docker://host/m:v1
 """
 
 _LIST_TEXT = f"""\
@@ -133,6 +134,12 @@ def drawn(tables: Iterable[RenderableType], width: int = 100) -> str:
 
 def test_packed() -> None:
     assert drawn(pack_tables(_PACKED)) == _PACK_TEXT
+
+
+def test_packed_without_tensors() -> None:
+    other = replace(_PACKED, files=1, tensors=0, dtypes=(), transforms=())
+    assert drawn(pack_tables(other)).startswith("1 file with 0 tensors: 16.1 GB stored as")
+    assert drawn(pack_tables(replace(other, transforms=_TRANSFORMS))).startswith("Chunks by how they are stored\n")
 
 
 def test_listed() -> None:

@@ -204,9 +204,9 @@ def test_a_hostile_docker_archive(entries: object, message: str, tmp_path: Path,
 
 def test_a_huge_document(tmp_path: Path, cache: Cache) -> None:
     entry, members = simple("a")
-    huge = Entry("a.json", b" " * (16 * 1024 * 1024 + 1))
+    huge = Entry("a.json", b" " * (64 * 1024 * 1024 + 1))
     docker_archive(tmp_path / "a.tar", [entry], *members, huge)
-    with pytest.raises(ImageError, match=r"a.json in .* is 16777217 bytes long"):
+    with pytest.raises(ImageError, match=r"a.json in .* is 67108865 bytes long"):
         opened(f"docker-archive:{tmp_path}/a.tar", cache).__enter__()
 
 

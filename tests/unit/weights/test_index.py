@@ -93,10 +93,21 @@ def test_parts_are_the_bytes_of_a_tensor(sizes: list[int], data: st.DataObject) 
             buffer[place : place + sizes[number]] = raw[number]
     base = index.bases[1]
     assert buffer[base : base + len(whole)] == whole
+    assert index.count_parts(tensor) == len(list(index.parts(tensor)))
     for part in index.parts(tensor):
         assert part.place in index.places[part.chunk]
         out[part.into : part.into + part.length] = raw[part.chunk][part.skip : part.skip + part.length]
     assert out == whole[offset : offset + size]
+
+
+def test_tensors_may_not_overlap_without_end() -> None:
+    value = document()
+    value["files"][1] |= {"size": 16 * 50, "chunks": [0] * 50}
+    value["tensors"] = [{**value["tensors"][0], "file": 1, "offset": 0, "size": 800, "shape": [400]}] * 8
+    assert parse(value).count_parts(parse(value).tensors[0]) == 50
+    value["tensors"] *= 2
+    with pytest.raises(ImageError, match="overlap so much that they have 800 parts"):
+        parse(value)
 
 
 def change(*path: str | int, to: Any) -> Callable[[Any], None]:
