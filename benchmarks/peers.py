@@ -1,23 +1,20 @@
-"""The loaders and the codecs that slimgpu's weights are held against, each behind the same two calls.
+"""The loaders that slimgpu's weights are held against, each behind the same two calls.
 
 A loader's `prepare` is not timed: it makes the form that the loader reads, if that is not safetensors. Its `load` ends
 with every tensor in memory of its own on ``device``, so that no arm gets away with a mapping of the page cache; the one
 that only maps says so in its name.
-Packages are imported where they are used: `available` tells which are there and why others are not, so that an arm is
-reported as missing, not left out. On the CPU all of it was run; the ways to CUDA follow each package's documentation.
+Packages are imported where they are used; those without an arm are in `NOT_INSTALLABLE`, so that they are reported as
+missing, not left out. On the CPU all of it was run; the ways to CUDA follow each package's documentation.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from concurrent.futures import Executor
 
     from torch import Tensor
@@ -284,72 +281,6 @@ class Tensorizer:
         return tensors
 
 
-class Codec(Protocol):
-    """A compressor of bytes that are bf16 values."""
-
-    name: str
-    package: str
-    module: str
-
-    def pack(self, data: bytearray) -> bytes:
-        """The bytes, compressed; it may overwrite ``data``."""
-
-    def unpack(self, packed: bytes, length: int) -> bytes | bytearray:
-        """The ``length`` bytes again."""
-
-
-class ZipNN:
-    """ZipNN for bf16."""
-
-    package = "zipnn"
-    module = "zipnn"
-
-    def __init__(self, threads: int = 1) -> None:
-        self._threads = threads
-        self.name = f"zipnn, {threads} thread" + ("s" if threads > 1 else "")
-
-    def _codec(self) -> Any:
-        from zipnn import ZipNN as Codec_  # noqa: PLC0415
-
-        return Codec_(input_format="byte", bytearray_dtype="bfloat16", threads=self._threads)
-
-    def pack(self, data: bytearray) -> bytes:
-        """It reorders bits in its input, even where that is ``bytes``."""
-        packed: bytes = self._codec().compress(data)
-        return packed
-
-    def unpack(self, packed: bytes, length: int) -> bytes | bytearray:
-        """The length is in its header."""
-        del length
-        data: bytearray = self._codec().decompress(packed)
-        return data
-
-
-class Zstd:
-    """Plain zstd at its usual level."""
-
-    package = "zstandard"
-    module = "zstandard"
-
-    def __init__(self, threads: int = 1, level: int = 3) -> None:
-        self._threads = threads
-        self._level = level
-        self.name = f"zstd -{level}, {threads} thread" + ("s" if threads > 1 else "")
-
-    def pack(self, data: bytearray) -> bytes:
-        """One frame."""
-        import zstandard  # noqa: PLC0415
-
-        threads = self._threads if self._threads > 1 else 0
-        return zstandard.ZstdCompressor(level=self._level, threads=threads).compress(data)
-
-    def unpack(self, packed: bytes, length: int) -> bytes | bytearray:
-        """One frame is read by one thread only."""
-        import zstandard  # noqa: PLC0415
-
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=length)
-
-
 def peers() -> list[Peer]:
     """Every loader, whether it is installed or not."""
     return [
@@ -362,28 +293,3 @@ def peers() -> list[Peer]:
         InstantTensor(buffered=True),
         Tensorizer(),
     ]
-
-
-def codecs() -> list[Codec]:
-    """Every codec, on one core and on all."""
-    return [kind(threads) for kind in (ZipNN, Zstd) for threads in (1, os.cpu_count() or 1)]
-
-
-def available() -> tuple[list[Peer | Codec], dict[str, str]]:
-    """The peers that can be imported, and for each that cannot the reason."""
-    usable: list[Peer | Codec] = []
-    reasons = dict(NOT_INSTALLABLE)
-    everyone: list[Peer | Codec] = [*peers(), *codecs()]
-    for peer in everyone:
-        try:
-            importlib.import_module(peer.module)
-        except Exception as error:  # noqa: BLE001 - a package without its libraries fails in any way
-            reasons[peer.name] = f"{type(error).__name__}: {error}"
-        else:
-            usable.append(peer)
-    return usable, reasons
-
-
-def versions(found: list[Peer | Codec]) -> Mapping[str, str]:
-    """The version of each package that takes part, for the report."""
-    return {package: version(package) for package in sorted({peer.package for peer in found})}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from slimgpu.weights import region as regions
 from slimgpu.weights.artifact import open_weights
 from slimgpu.weights.attach import attached
-from slimgpu.weights.tiers import claim_folder, remove_unused
+from slimgpu.weights.tiers import is_on_disk, present_folders, remove_unused
 
 if TYPE_CHECKING:
     import threading
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from slimgpu.store.context import Context
 
 _GPU: Final = Path("/proc/driver/nvidia/version")
-_REGIONS: Final = "weights/regions"
-"""Of the cache, where what has no room in memory lies; see `slimgpu.weights.tiers`."""
 
 
 def has_gpu() -> bool:
@@ -77,7 +76,7 @@ def prefetched(
         with filling.running(planes=planes):
             filling.finish()
         total = sum(file.size for file in index.files)
-        on_disk = region.folder.is_relative_to(context.cache.root / _REGIONS)
+        on_disk = is_on_disk(region.folder, context.cache)
         yield Prefetched(region.folder, total, missing, time.monotonic() - began, on_disk)
 
 
@@ -85,13 +84,12 @@ def drop(reference: Reference, context: Context) -> Dropped:
     """Give back what an earlier `prefetched` kept of the artifact; raises what opening an artifact raises."""
     with open_weights(reference, context) as weights:
         digest = weights.artifact.manifest.config.digest
-    size = 0
-    while ((folder := claim_folder(context.cache, digest, 0)) / "index").exists():  # memory, and maybe the disk, too
+    size, used = 0, False
+    for folder in present_folders(context.cache, digest):  # in memory, and maybe on the disk, too
         size += _taken(folder)
-        (folder / "keep").unlink(missing_ok=True)
-        if not remove_unused(folder):
-            return Dropped(size, used=True)
-    return Dropped(size, used=False)
+        regions.forget_kept(folder)
+        used |= not remove_unused(folder)
+    return Dropped(size, used=used)
 
 
 def _taken(folder: Path) -> int:

@@ -134,17 +134,15 @@ def _outside(sources: Sequence[Source], readers: Sequence[Reader]) -> Iterator[t
     for source, reader in zip(sources, readers, strict=True):
         if source.path.endswith(".onnx"):
             for external in external_data(source.path, reader):
-                yield (
-                    posixpath.normpath(posixpath.join(posixpath.dirname(source.path), external.location)),
-                    (external.tensors),
-                )
+                path = posixpath.join(posixpath.dirname(source.path), external.location)
+                yield posixpath.normpath(path), external.tensors
 
 
 class _Packer:
     def __init__(self, inputs: Sequence[_Input], writer: BlobWriter, bases: Sequence[Base]) -> None:
         self._inputs = inputs
         self._writer = writer
-        self._known = {chunk.digest: (base, chunk) for base in bases for chunk in _there(base)}
+        self._known = {chunk.digest: (blob, chunk) for base in bases for blob, chunk in _there(base)}
         self._base_blobs: dict[str, Blob] = {}
         self._chunks: list[tuple[str | int, Chunk]] = []
         """With the digest of a base's blob, or the number of one of our own."""
@@ -186,14 +184,13 @@ class _Packer:
     def _store(self, made: _Made) -> tuple[str | int, Chunk]:
         encoded, size = made.encoded, len(made.encoded.data)
         chunk = Chunk(0, 0, size, made.size, encoded.transform, encoded.packed, made.digest, made.raw)
-        base, known = self._known.get(made.digest, (None, None))
+        blob, known = self._known.get(made.digest, (None, None))
         # What a base says of the bytes that it stores is not believed: they are the ones that we would store.
-        if base is None or known is None or replace(known, blob=0, offset=0, raw=made.raw) != chunk:
+        if blob is None or known is None or replace(known, blob=0, offset=0, raw=made.raw) != chunk:
             number, offset = self._writer.append(encoded.data)
             return number, replace(chunk, offset=offset)
-        blob = base.index.blobs[known.blob].digest
-        self._base_blobs[blob] = next(each for each in base.blobs if each.descriptor.digest == blob)
-        return blob, replace(known, raw=made.raw)
+        self._base_blobs[blob.descriptor.digest] = blob
+        return blob.descriptor.digest, replace(known, raw=made.raw)
 
     def blobs(self) -> list[Blob]:
         """All blobs that the chunks lie in: new ones, then those of bases."""
@@ -228,11 +225,13 @@ class _Packer:
         return found
 
 
-def _there(base: Base) -> Iterator[Chunk]:
-    """The chunks whose blob the base really has."""
-    blobs = {blob.descriptor.digest for blob in base.blobs}
-    there = [blob.digest in blobs for blob in base.index.blobs]
-    return (chunk for chunk in base.index.chunks if there[chunk.blob])
+def _there(base: Base) -> Iterator[tuple[Blob, Chunk]]:
+    """The chunks whose blob the base really has, with it."""
+    blobs = {blob.descriptor.digest: blob for blob in base.blobs}
+    for chunk in base.index.chunks:
+        blob = blobs.get(base.index.blobs[chunk.blob].digest)
+        if blob is not None:
+            yield blob, chunk
 
 
 def _small_tensors(one: _Input, piece: Cut, data: memoryview) -> dict[int, str]:

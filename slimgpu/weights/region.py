@@ -136,6 +136,11 @@ def mark_kept(folder: Path) -> None:
     (folder / "keep").touch()
 
 
+def forget_kept(folder: Path) -> None:
+    """Undo `mark_kept`."""
+    (folder / "keep").unlink(missing_ok=True)
+
+
 def is_kept(folder: Path) -> bool:
     """See `mark_kept`."""
     return (folder / "keep").exists()

@@ -36,19 +36,32 @@ def claim_folder(cache: Cache, digest: str, needed: int) -> Path:
 
     That is where a process began it; else shared memory, or the cache's disk when it doesn't fit there.
     """
-    name = digest.partition(":")[2]
-    memory, disk = _memory(), cache.root / "weights" / "regions" / _boot()
-    usable = [memory] if _is_ours(memory) else []
-    for tier in (*usable, disk):
-        if (tier / name / "index").exists():
-            return tier / name
-    for tier in usable:
-        fits = needed <= _bound(_nearest(tier), _MEMORY_SIZE) and make_room(tier, needed, _MEMORY_SIZE)
-        if fits and _is_ours(tier):  # which somebody else may have made meanwhile
-            return tier / name
+    present = next(iter(present_folders(cache, digest)), None)
+    if present is not None:
+        return present
+    name, tier, disk = digest.partition(":")[2], _memory(), _disk(cache)
+    fits = _is_ours(tier) and needed <= _bound(_nearest(tier), _MEMORY_SIZE) and make_room(tier, needed, _MEMORY_SIZE)
+    if fits and _is_ours(tier):  # which somebody else may have made meanwhile
+        return tier / name
     _forget_boots(disk)
     make_room(disk, needed, _DISK_SIZE)
     return disk / name
+
+
+def present_folders(cache: Cache, digest: str) -> list[Path]:
+    """The regions that there are for the index with this ``digest``, memory first."""
+    tiers = [*([_memory()] if _is_ours(_memory()) else []), _disk(cache)]
+    folders = [tier / digest.partition(":")[2] for tier in tiers]
+    return [folder for folder in folders if (folder / "index").exists()]
+
+
+def is_on_disk(folder: Path, cache: Cache) -> bool:
+    """Whether a region lies where those go that have no room in memory."""
+    return folder.parent == _disk(cache)
+
+
+def _disk(cache: Cache) -> Path:
+    return cache.root / "weights" / "regions" / _boot()
 
 
 def _memory() -> Path:
