@@ -34,23 +34,23 @@ class Weights:
 
 
 @contextmanager
-def open_weights(reference: Reference, context: Context) -> Iterator[Weights]:
+def open_weights(reference: Reference, context: Context, index: str | None = None) -> Iterator[Weights]:
     """The weights artifact that ``reference`` names, or that the image points to which it names.
 
-    Raises what `slimgpu.store.transport.open_artifact` raises, and `ImageError` for anything but weights.
+    ``index`` is the digest of its index, where no other weights will do. Raises what
+    `slimgpu.store.transport.open_artifact` raises, and `ImageError` for anything but these weights.
     """
     with open_artifact(reference, context.cache, context.progress) as (artifact, source):
         pointer = _pointer(artifact)
         if pointer is None:
+            if index not in (None, artifact.manifest.config.digest):
+                raise ImageError(
+                    f"{reference} no longer holds the weights that the image was built with; name them yourself"
+                )
             yield Weights(reference, artifact, index_of(artifact), source)
             return
-    pointed = parse_reference(pointer.ref)
-    with open_artifact(pointed, context.cache, context.progress) as (artifact, source):
-        if artifact.manifest.config.digest != pointer.index:
-            raise ImageError(
-                f"{pointer.ref} no longer holds the weights that {reference} was built with; name them yourself"
-            )
-        yield Weights(pointed, artifact, index_of(artifact), source)
+    with open_weights(parse_reference(pointer.ref), context, pointer.index) as weights:
+        yield weights
 
 
 def _pointer(artifact: Artifact) -> Pointer | None:

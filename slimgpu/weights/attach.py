@@ -120,15 +120,20 @@ class Filling:
 
 @contextmanager
 def attached(
-    reference: Reference, context: Context, choose: Callable[[Index], Sequence[int]], *, keep: bool
+    reference: Reference,
+    context: Context,
+    choose: Callable[[Index], Sequence[int]],
+    *,
+    keep: bool,
+    pinned: str | None = None,
 ) -> Iterator[Filling]:
     """The region of the weights that ``reference`` names, to be filled with the chunks that ``choose`` names.
 
     ``keep`` leaves it for other processes when the block ends; else it goes, unless one of them kept it or uses it.
-    Raises what `open_weights` raises.
+    ``pinned`` is the digest of the only index that will do. Raises what `open_weights` raises.
     """
     with ExitStack() as stack:
-        weights = stack.enter_context(open_weights(reference, context))
+        weights = stack.enter_context(open_weights(reference, context, pinned))
         artifact, index = weights.artifact, weights.index
         wanted = choose(index)
         config = artifact.manifest.config

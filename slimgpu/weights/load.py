@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from slimgpu.weights.index import TensorEntry
 
 
-def load(
+def load(  # noqa: PLR0913 - each is one choice of the caller's
     ref: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -22,12 +22,13 @@ def load(
     files: str | Sequence[str] | None = None,
     rank: int = 0,
     world: int = 1,
+    index: str | None = None,
 ) -> dict[str, Any]:
     """All tensors of the artifact that ``ref`` names, by name; see `stream`."""
-    return dict(stream(ref, device, dtype, only, files=files, rank=rank, world=world))
+    return dict(stream(ref, device, dtype, only, files=files, rank=rank, world=world, index=index))
 
 
-def stream(
+def stream(  # noqa: PLR0913 - as in load
     ref: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -36,6 +37,7 @@ def stream(
     files: str | Sequence[str] | None = None,
     rank: int = 0,
     world: int = 1,
+    index: str | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Names and tensors in the order in which a model needs them, each as soon as it is there.
 
@@ -45,6 +47,8 @@ def stream(
     the shell, for names of tensors and paths of files (one pattern, or several). With ``world`` above 1 the model is
     split into pipeline stages, of which ``rank`` is one. Without torch installed, tensors come as memoryviews of
     their bytes.
+
+    ``index`` is the digest of the artifact's index, as a pointer has it, where no other weights will do.
 
     What another process (``slimgpu prefetch``, ``slimgpu run``) has fetched or is fetching is not fetched again.
     Raises `slimgpu.errors.SlimgpuError`.
@@ -58,11 +62,11 @@ def stream(
     with ExitStack() as stack:
         chosen: list[TensorEntry] = []
 
-        def choose(index: Any) -> list[int]:
-            chosen.extend(select(index, only, files, rank, world))
-            return chunks_of(index, chosen)
+        def choose(found: Any) -> list[int]:
+            chosen.extend(select(found, only, files, rank, world))
+            return chunks_of(found, chosen)
 
-        filling = stack.enter_context(attached(parse_reference(ref), Context(), choose, keep=False))
+        filling = stack.enter_context(attached(parse_reference(ref), Context(), choose, keep=False, pinned=index))
         delivery = delivery_to(device, dtype, filling.region)
         stack.enter_context(filling.running(planes=delivery.merges))
         for tensor in chosen:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import time
 from pathlib import Path
@@ -19,48 +18,40 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slimgpu.errors import NotFoundError, UsageError
 from slimgpu.weights import stream
+from slimgpu.weights.pointer import POINTER_FILE, parse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOAD_FORMAT: Final = "slimgpu"
 VARIABLE: Final = "SLIMGPU_WEIGHTS"
-POINTER: Final = "slimgpu-weights.json"
-POINTER_SCHEMA: Final = "slimgpu.pointer.v1"
-
-
-def pointed_at(path: Path) -> str:
-    """The reference in a pointer file."""
-    try:
-        pointer = json.loads(path.read_bytes())
-        schema, reference = pointer["schema"], pointer["ref"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no pointer to weights; write it again with slimgpu build") from error
-    if schema != POINTER_SCHEMA or not isinstance(reference, str) or not reference:
-        raise UsageError(f"{path} is no pointer of version {POINTER_SCHEMA}; use the slimgpu that wrote it")
-    return reference
 
 
 def pointer_of(model: str, revision: str | None, cache: str | None) -> Path | None:
     """The pointer file of a model, which is a directory or in Hugging Face's cache; nothing is fetched."""
     if Path(model).exists():
-        path = Path(model, POINTER)
+        path = Path(model, POINTER_FILE)
         return path if path.is_file() else None
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - comes with vLLM
 
-    found = try_to_load_from_cache(model, POINTER, cache_dir=cache, revision=revision)
+    found = try_to_load_from_cache(model, POINTER_FILE, cache_dir=cache, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
-def find_reference(model: str, given: str | None, pointer: Path | None, *, main: bool) -> str | None:
-    """The model's artifact; None for what is not the ``main`` model and is named nowhere.
+def find_artifact(model: str, given: str | None, pointer: Path | None, *, main: bool) -> tuple[str | None, str | None]:
+    """Reference and, from a pointer, index digest; no reference for what is not the ``main`` model and has none.
 
     The variable names the main model's artifact: it says nothing about a draft model beside it.
     """
-    reference = given or (os.environ.get(VARIABLE) if main else None) or (pointer and pointed_at(pointer))
-    if reference or not main:
-        return reference or None
-    ways = f'--model-loader-extra-config \'{{"ref": "..."}}\', {VARIABLE}, or a {POINTER} in its directory'
+    reference = given or (os.environ.get(VARIABLE) if main else None)
+    if reference:
+        return reference, None
+    if pointer is not None:
+        found = parse_pointer(pointer.read_bytes(), str(pointer))
+        return found.ref, found.index
+    if not main:
+        return None, None
+    ways = f'--model-loader-extra-config \'{{"ref": "..."}}\', {VARIABLE}, or a {POINTER_FILE} in its directory'
     raise NotFoundError(f"no weights artifact is named for {model}; name it by {ways}")
 
 
@@ -90,7 +81,7 @@ def register() -> None:
             """Nothing: the tensors are fetched while they are loaded."""
 
         def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
-            reference, files = self._choose(source)
+            (reference, index), files = self._choose(source)
             if reference is None:
                 weights: Iterator[tuple[str, torch.Tensor]] = super()._get_weights_iterator(source)
                 return weights
@@ -101,18 +92,18 @@ def register() -> None:
             device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
             return (
                 (source.prefix + name, tensor)
-                for name, tensor in stream(reference, device=device, files=files)
+                for name, tensor in stream(reference, device=device, files=files, index=index)
                 if not should_skip_weight(name, self.local_expert_ids)
             )
 
-        def _choose(self, source: Any) -> tuple[str | None, str | None]:
+        def _choose(self, source: Any) -> tuple[tuple[str | None, str | None], str | None]:
             """The artifact of one source of tensors and which of its files; no artifact when files are to be read."""
             if source.subfolder or source.allow_patterns_overrides:
-                return None, None  # the model wants certain files and no others
+                return (None, None), None  # the model wants certain files and no others
             config = get_current_vllm_config_or_none()
             main = config is None or source.model_or_path == config.model_config.model
             given, files = self._choice if main or config.load_config is not self._given else (None, None)
             pointer = pointer_of(source.model_or_path, source.revision, self.load_config.download_dir)
-            return find_reference(source.model_or_path, given, pointer, main=main), files
+            return find_artifact(source.model_or_path, given, pointer, main=main), files
 
     register_model_loader(LOAD_FORMAT)(SlimgpuModelLoader)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slimgpu.errors import NotFoundError, UsageError
-from slimgpu.weights.vllm import POINTER, POINTER_SCHEMA, VARIABLE, find_reference, pointed_at, pointer_of
+from slimgpu.errors import ImageError, NotFoundError
+from slimgpu.oci.reference import PathReference, parse_reference
+from slimgpu.weights.pointer import POINTER_FILE, Pointer
+from slimgpu.weights.vllm import VARIABLE, find_artifact, pointer_of
 from tests.support.command import slimgpu
 from tests.support.vllm_environment import VllmEnvironment, finish, vllm_environment
 
@@ -182,9 +184,20 @@ def _packed(model: Path, layout: Path) -> str:
     return reference
 
 
-def _point(folder: Path, reference: str) -> None:
-    pointer = {"schema": POINTER_SCHEMA, "ref": reference, "index": "sha256:" + "0" * 64}
-    (folder / POINTER).write_text(json.dumps(pointer))
+_OTHER = "sha256:" + "0" * 64
+
+
+def _point(folder: Path, reference: str, index: str = _OTHER) -> None:
+    (folder / POINTER_FILE).write_bytes(Pointer(reference, index).dump())
+
+
+def _index_of(reference: str) -> str:
+    """The digest of the index of the only artifact in a layout."""
+    parsed = parse_reference(reference)
+    assert isinstance(parsed, PathReference)
+    [entry] = json.loads((parsed.path / "index.json").read_text())["manifests"]
+    manifest = json.loads((parsed.path / "blobs" / entry["digest"].replace(":", "/")).read_text())
+    return str(manifest["config"]["digest"])
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -208,7 +221,7 @@ def test_the_artifact_is_found(
 ) -> None:
     variables = {"MEETING": str(tmp_path / "meeting")}
     if way == "pointer":
-        _point(fresh, reference)
+        _point(fresh, reference, _index_of(reference))
     else:
         _point(fresh, "oci:/nowhere:weights")
         variables[VARIABLE] = reference
@@ -255,15 +268,24 @@ def test_the_configuration_comes_before_the_variable_and_that_before_the_pointer
     _point(tmp_path, "oci:pointer:weights")
     pointer = pointer_of(str(tmp_path), None, None)
     monkeypatch.setenv(VARIABLE, "oci:variable:weights")
-    assert find_reference("model", "oci:given:weights", pointer, main=True) == "oci:given:weights"
-    assert find_reference("model", None, pointer, main=True) == "oci:variable:weights"
-    assert find_reference("draft", None, pointer, main=False) == "oci:pointer:weights"
-    assert find_reference("draft", None, None, main=False) is None
+    assert find_artifact("model", "oci:given:weights", pointer, main=True) == ("oci:given:weights", None)
+    assert find_artifact("model", None, pointer, main=True) == ("oci:variable:weights", None)
+    assert find_artifact("draft", None, pointer, main=False) == ("oci:pointer:weights", _OTHER)
+    assert find_artifact("draft", None, None, main=False) == (None, None)
     monkeypatch.setenv(VARIABLE, "")
-    assert find_reference("model", None, pointer, main=True) == "oci:pointer:weights"
-    (tmp_path / POINTER).unlink()
+    assert find_artifact("model", None, pointer, main=True) == ("oci:pointer:weights", _OTHER)
+    (tmp_path / POINTER_FILE).unlink()
     with pytest.raises(NotFoundError, match="model"):
-        find_reference("model", None, pointer_of(str(tmp_path), None, None), main=True)
+        find_artifact("model", None, pointer_of(str(tmp_path), None, None), main=True)
+
+
+def test_weights_that_were_pushed_since_the_pointer_was_written_are_refused(
+    vllm: VllmEnvironment, fresh: Path, reference: str, tmp_path: Path
+) -> None:
+    _point(fresh, reference, _OTHER)
+    report = _reported(vllm.run(_VLLM + _FAIL, fresh, "{}", MEETING=str(tmp_path / "meeting")))
+    assert report["type"] == "ImageError"
+    assert "no longer holds the weights" in str(report["message"])
 
 
 @pytest.mark.parametrize(
@@ -280,6 +302,7 @@ def test_the_configuration_comes_before_the_variable_and_that_before_the_pointer
     ],
 )
 def test_a_pointer_that_names_nothing_is_an_error(content: str, tmp_path: Path) -> None:
-    (tmp_path / POINTER).write_text(content)
-    with pytest.raises(UsageError, match=POINTER):
-        pointed_at(tmp_path / POINTER)
+    path = tmp_path / POINTER_FILE
+    path.write_text(content)
+    with pytest.raises(ImageError, match=POINTER_FILE):
+        find_artifact("draft", None, path, main=False)
