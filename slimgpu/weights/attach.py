@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.errors import UsageError
@@ -17,12 +17,14 @@ from slimgpu.weights.tiers import claim_folder, disk_tier, remove_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from slimgpu.oci.image import Artifact
     from slimgpu.oci.reference import Reference
     from slimgpu.store.context import Context
     from slimgpu.store.ranges import RangeSource
+    from slimgpu.weights.crew import Crew
     from slimgpu.weights.index import Index
     from slimgpu.weights.keep import BlobKeeper
     from slimgpu.weights.region import Region
@@ -33,6 +35,10 @@ _POLL: Final = 0.001
 """Seconds between looks at what another process brings."""
 _TAKE_OVER: Final = 0.1
 """Seconds between looks whether that process still lives."""
+
+
+_MANY: Final = 256 * 1024 * 1024
+"""Bytes for which it is worth to start processes."""
 
 
 class Filling:
@@ -90,7 +96,7 @@ class Filling:
         index, keeper = self.region.index, self._keeper
         missing = [number for number in self.wanted if not self.region.has(number)]
         total = sum(index.chunks[number].stored for number in missing)
-        with self._context.progress.task("fetching weights", total) as task:
+        with self._context.progress.task("fetching weights", total) as task, self._crew(total) as crew:
             fetcher = Fetcher(
                 index,
                 self._sources,
@@ -98,11 +104,20 @@ class Filling:
                 keeper=keeper,
                 planes=planes,
                 jobs=self._context.jobs,
+                crew=crew,
                 stop=self._stop,
             )
             fetcher.run(missing, task, self._delivered)
         if keeper is not None:
             keeper.make_room()
+
+    def _crew(self, size: int) -> AbstractContextManager[Crew | None]:
+        """Processes to unpack so many bytes, unless those are there before the processes."""
+        from slimgpu.weights.crew import Crew  # noqa: PLC0415 - as above
+        from slimgpu.weights.schedule import RANGE  # noqa: PLC0415
+        from slimgpu.weights.slots import SLOTS  # noqa: PLC0415
+
+        return Crew(self.region, self._context.jobs, SLOTS, RANGE) if size >= _MANY else nullcontext()
 
     def wait(self, chunks: Sequence[int]) -> None:
         """Return when all of ``chunks`` are there; raises the error that ended the filling."""

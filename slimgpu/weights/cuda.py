@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.weights.region import PLANES
+from slimgpu.weights.buffer import PLANES
 from slimgpu.weights.tensors import check_size, torch_dtype
 from slimgpu.weights.transforms import TRANSFORMS
 

@@ -16,25 +16,24 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from slimgpu.errors import DestinationError, DigestError, ImageError, SlimgpuError
 from slimgpu.parallel import default_jobs
-from slimgpu.weights.codec import decode, decode_planes
-from slimgpu.weights.digests import sha256
-from slimgpu.weights.planes import memory
-from slimgpu.weights.region import PLANES, WHOLE
+from slimgpu.weights.crew import NobodyError
 from slimgpu.weights.schedule import RANGE, Range, Schedule, ranges
-from slimgpu.weights.transforms import RAW, ZSTD
+from slimgpu.weights.slots import SLOTS, ClosedError, Slots
+from slimgpu.weights.unpack import DAMAGED, FULL, Piece, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from slimgpu.progress import Task
     from slimgpu.store.ranges import RangeSource
-    from slimgpu.weights.index import Chunk, Index
+    from slimgpu.weights.crew import Crew
+    from slimgpu.weights.index import Index
+    from slimgpu.weights.slots import Slot
+    from slimgpu.weights.unpack import Fault
 
 _FIRST_READERS: Final = 8
 _MORE_READERS: Final = 4
 _MAX_READERS: Final = 32
-_BUFFERS: Final = 24
-"""Ranges in memory at once: what is read, waits to be decoded, or to be kept."""
 _INTERVAL: Final = 0.1
 """Seconds after which the rate is looked at."""
 _FASTER: Final = 1.05
@@ -66,7 +65,7 @@ class Keeper(Protocol):
 class Fetcher:
     """One fetch; `run` is called once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a fetch is between, and how it is done
         self,
         index: Index,
         sources: Sequence[RangeSource],
@@ -75,12 +74,13 @@ class Fetcher:
         keeper: Keeper | None = None,
         planes: bool = False,
         jobs: int | None = None,
+        crew: Crew | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         """``planes`` leaves merging them to the target's readers.
 
-        ``jobs`` is the number of decoders, as many as there are cores unless given; ``stop``, once set, ends the fetch
-        before everything is there.
+        ``jobs`` is the number of decoders, as many as there are cores unless given; ``crew`` has processes instead;
+        ``stop``, once set, ends the fetch before everything is there.
         """
         self._index = index
         self._sources = sources
@@ -88,11 +88,11 @@ class Fetcher:
         self._keeper = keeper
         self._planes = planes
         self._readers = max(_MAX_READERS, len(sources))
-        self._jobs = jobs or default_jobs()
+        self._crew = crew
+        self._jobs = crew.count if crew is not None else jobs or default_jobs()
         self._stop = stop or threading.Event()
         self._gate = _Gate()
-        self._buffers = _Buffers(_BUFFERS)
-        self._room = _Room()
+        self._slots = Slots(SLOTS, RANGE, crew.slot if crew is not None else None)
 
     def run(self, chunks: Iterable[int], task: Task, delivered: threading.Event | None = None) -> None:
         """Bring all of ``chunks`` to the target, and what is to be kept to the keeper; ``task`` counts stored bytes.
@@ -109,7 +109,7 @@ class Fetcher:
             self._supervise(stages, task)
         finally:
             schedule.stop()
-            self._buffers.close()
+            self._slots.close()
             self._gate.close()
             stages.decoders.shutdown(wait=False, cancel_futures=True)
             if delivered is not None:
@@ -138,95 +138,93 @@ class Fetcher:
     def _work(self, stages: _Stages, source: int) -> None:
         try:
             while (each := stages.schedule.take(source)) is not None:
-                self._read(stages, each, source, self._buffers.take(each.size))
-        except _ClosedError:
+                self._read(stages, each, source, self._slots.take(each.size))
+        except ClosedError:
             pass
         except BaseException as error:  # noqa: BLE001 - raised by `run`
             stages.schedule.fail(error)
 
-    def _read(self, stages: _Stages, each: Range, source: int, buffer: memoryview) -> None:
+    def _read(self, stages: _Stages, each: Range, source: int, slot: Slot) -> None:
         digest = self._index.blobs[each.blob].digest
         try:
-            content = buffer[: each.size]
+            content = slot.memory[: each.size]
             kept = self._keeper is not None and self._keeper.read_into(digest, each.offset, content)
             if not kept:
                 self._sources[source].read_into(digest, each.offset, content)
             with suppress(RuntimeError):  # the fetch is over
-                stages.decoders.submit(self._finish, stages, each, source, buffer, kept)
+                stages.decoders.submit(self._finish, stages, each, source, slot, kept)
         except SlimgpuError as error:
-            self._buffers.give(buffer)
+            self._slots.give(slot)
             stages.schedule.give_back(each, source, error)
 
-    def _finish(self, stages: _Stages, each: Range, source: int, buffer: memoryview, kept: bool) -> None:  # noqa: FBT001
+    def _finish(self, stages: _Stages, each: Range, source: int, slot: Slot, kept: bool) -> None:  # noqa: FBT001
         try:
-            is_new = self._check(each, source, buffer[: each.size], kept=kept)
-        except _ClosedError:
+            is_new = self._check(each, source, slot, kept=kept)
+        except ClosedError:
             return
         except DestinationError as error:  # which no source can mend
             stages.schedule.fail(error)
         except SlimgpuError as error:
-            self._buffers.give(buffer)
+            self._slots.give(slot)
             stages.schedule.give_back(each, source, error)
         except BaseException as error:  # noqa: BLE001 - raised by `run`
             stages.schedule.fail(error)
         else:
-            if is_new and self._keeper is not None and self._buffers.lend():
-                stages.keepers.submit(self._keep, each, buffer)
+            if is_new and self._keeper is not None and self._slots.lend():
+                stages.keepers.submit(self._keep, each, slot)
             else:
-                self._buffers.give(buffer)
+                self._slots.give(slot)
             stages.schedule.complete(each, source)  # after which the fetch may be over
 
-    def _check(self, each: Range, source: int, buffer: memoryview, *, kept: bool) -> bool:
+    def _check(self, each: Range, source: int, slot: Slot, *, kept: bool) -> bool:
         """Deliver a range, from the source if the cache was wrong; whether the cache lacks it."""
         digest = self._index.blobs[each.blob].digest
         if kept and self._keeper is not None:
             try:
-                self._deliver(each, buffer, "the cache")
+                self._deliver(each, slot, "the cache")
             except ImageError:
                 self._keeper.forget(digest)
-                self._sources[source].read_into(digest, each.offset, buffer)
+                self._sources[source].read_into(digest, each.offset, slot.memory[: each.size])
             else:
                 return False
-        self._deliver(each, buffer, self._sources[source].name)
+        self._deliver(each, slot, self._sources[source].name)
         return True
 
-    def _keep(self, each: Range, buffer: memoryview) -> None:
+    def _keep(self, each: Range, slot: Slot) -> None:
         assert self._keeper is not None
         try:
-            self._keeper.keep(self._index.blobs[each.blob].digest, each.offset, buffer[: each.size])
+            self._keeper.keep(self._index.blobs[each.blob].digest, each.offset, slot.memory[: each.size])
         finally:
-            self._buffers.take_back(buffer)
+            self._slots.take_back(slot)
 
-    def _deliver(self, each: Range, buffer: memoryview, source: str) -> None:
-        for number in each.chunks:
-            chunk = self._index.chunks[number]
-            stored = buffer[chunk.offset - each.offset :][: chunk.stored]
-            if sha256(stored) != chunk.digest:
-                raise DigestError(
-                    f"{self._index.describe(number)} from {source} does not have the digest that its index names; the "
-                    "copy there is damaged, so push the artifact to another repository"
-                )
-            room = self._room.of(chunk.size)
-            state = self._decoded(number, stored, room)
-            with self._gate.turn():
-                self._target.write(number, room, state)
+    def _deliver(self, each: Range, slot: Slot, source: str) -> None:
+        fault = self._unpack([self._piece(each, number) for number in each.chunks], slot)
+        if fault is None:
+            return
+        if fault.kind == FULL:
+            raise DestinationError(fault.text)
+        chunk = self._index.describe(fault.chunk)
+        if fault.kind == DAMAGED:
+            raise ImageError(f"{chunk}: {fault.text}")
+        raise DigestError(
+            f"{chunk} from {source} does not have the digest that its index names; the copy there is damaged, so push "
+            "the artifact to another repository"
+        )
 
-    def _decoded(self, number: int, stored: memoryview, room: memoryview) -> int:
-        try:
-            return self._decode(self._index.chunks[number], stored, room)
-        except ImageError as error:
-            raise ImageError(f"{self._index.describe(number)}: {error}") from error
+    def _piece(self, each: Range, number: int) -> Piece:
+        chunk = self._index.chunks[number]
+        start, places = chunk.offset - each.offset, self._index.places[number]
+        return Piece(number, start, chunk.stored, chunk.digest, chunk.transform, chunk.packed, chunk.size, places)
 
-    def _decode(self, chunk: Chunk, stored: memoryview, room: memoryview) -> int:
-        if self._planes and chunk.transform not in (RAW, ZSTD):
-            decode_planes(stored, chunk.transform, chunk.packed, room)
-            return PLANES
-        decode(stored, chunk.transform, chunk.packed, room)
-        return WHOLE
+    def _unpack(self, pieces: Sequence[Piece], slot: Slot) -> Fault | None:
+        if self._crew is not None and slot.number is not None:
+            with suppress(NobodyError):
+                return self._crew.unpack(pieces, slot.number, planes=self._planes)
+        return unpack(pieces, slot.memory, self._write, planes=self._planes)
 
-
-class _ClosedError(Exception):
-    """The fetch is over; what a slow thread still has is not wanted."""
+    def _write(self, piece: Piece, data: memoryview, state: int) -> None:
+        with self._gate.turn():
+            self._target.write(piece.chunk, data, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,67 +234,6 @@ class _Stages:
     schedule: Schedule
     decoders: Executor
     keepers: Executor
-
-
-class _Room(threading.local):
-    """Memory that each decoder keeps for a chunk."""
-
-    def __init__(self) -> None:
-        self._memory = memory(0)
-
-    def of(self, size: int) -> memoryview:
-        if len(self._memory) < size:
-            self._memory = memory(size)
-        return self._memory[:size]
-
-
-class _Buffers:
-    """So many buffers for ranges as may be in memory at once, made when they are first needed."""
-
-    def __init__(self, count: int) -> None:
-        self._count = self._left = count
-        self._lent = 0
-        self._free: list[memoryview] = []
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def lend(self) -> bool:
-        """Whether the keeper may have one more: a slow disk must not slow down readers."""
-        with self._changed:
-            may = self._lent < self._count // 3
-            self._lent += may
-            return may
-
-    def take_back(self, buffer: memoryview) -> None:
-        """What was lent is free again."""
-        with self._changed:
-            self._lent -= 1
-        self.give(buffer)
-
-    def take(self, size: int) -> memoryview:
-        """A buffer of ``size`` bytes, as soon as there is one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._left or self._closed)
-            if self._closed:
-                raise _ClosedError
-            self._left -= 1
-            if size > RANGE:
-                return memory(size)
-            return self._free.pop() if self._free else memory(RANGE)
-
-    def give(self, buffer: memoryview) -> None:
-        """The buffer is free again."""
-        with self._changed:
-            self._left += 1
-            if len(buffer) <= RANGE:
-                self._free.append(buffer)
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Nobody gets another one."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 class _Gate:
@@ -311,7 +248,7 @@ class _Gate:
     def turn(self) -> Iterator[None]:
         with self._changed:
             if self._closed:
-                raise _ClosedError
+                raise ClosedError
             self._inside += 1
         try:
             yield

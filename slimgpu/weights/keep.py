@@ -18,7 +18,7 @@ import threading
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.weights.region import write_at
+from slimgpu.weights.stripes import write_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,11 +2,11 @@
 
 ::
 
-    <folder>/data    the files one after another, each on a page of its own; sparse until filled
-    <folder>/state   one byte for each chunk: `MISSING`, `WHOLE` or `PLANES`
-    <folder>/index   the index, behind its media type and a newline
-    <folder>/fetch   locked by the process that fills it
-    <folder>/keep    there when it is to stay although nobody uses it
+    <folder>/data.*   the files one after another, each on a page of its own, in `slimgpu.weights.stripes`
+    <folder>/state    one byte for each chunk: `MISSING`, `WHOLE` or `PLANES` (`slimgpu.weights.buffer`)
+    <folder>/index    the index, behind its media type and a newline
+    <folder>/fetch    locked by the process that fills it
+    <folder>/keep     there when it is to stay although nobody uses it
 
 A chunk's bytes are written before its state, so whoever sees the state sees the bytes: whatever process is killed, the
 next one goes on from there. In a tmpfs the buffer is shared memory; on a disk it is that disk's page cache.
@@ -15,16 +15,16 @@ next one goes on from there. In a tmpfs the buffer is shared memory; on a disk i
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import shutil
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from slimgpu.errors import DestinationError
 from slimgpu.store.files import atomic_file
+from slimgpu.weights.buffer import MISSING, WHOLE, Buffer, create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,38 +32,18 @@ if TYPE_CHECKING:
 
     from slimgpu.weights.index import Index
 
-MISSING: Final = 0
-WHOLE: Final = 1
-PLANES: Final = 2
-"""The chunk's planes one after another, for a GPU to merge (`slimgpu.weights.codec.decode_planes`)."""
 
-_NO_RESERVE: Final = 0x4000
-"""MAP_NORESERVE, which Python names from 3.13 on: else Linux refuses a private mapping larger than memory and swap."""
-
-
-class Region:
+class Region(Buffer):
     """A region that is open; any number of threads and processes may read and fill it."""
 
     def __init__(self, folder: Path, index: Index) -> None:
-        self.folder = folder
+        super().__init__(folder, index.total, len(index.chunks))
         self.index = index
-        self._open = ExitStack()
         try:
-            lock = self._open.enter_context((folder / "state").open("r+b", buffering=0))
-            fcntl.flock(lock, fcntl.LOCK_SH)  # nobody removes it while we use it
-            self._handle = self._open.enter_context((folder / "data").open("r+b", buffering=0)).fileno()
-            self.state = self._open.enter_context(mmap.mmap(lock.fileno(), max(len(index.chunks), 1)))
-            """A byte for each chunk."""
+            fcntl.flock(self._state, fcntl.LOCK_SH)  # nobody removes it while we use it
         except BaseException:  # even Ctrl-C: with a lock that stays, nobody could remove it
-            self._open.close()
+            self.close()
             raise
-
-    def view(self) -> memoryview:
-        """The whole buffer, in this process alone: what is written to it, nobody else sees.
-
-        Only what `state` says is there is what it should be. The view stays valid when the region is closed.
-        """
-        return memoryview(mmap.mmap(self._handle, max(self.index.total, 1), mmap.MAP_PRIVATE | _NO_RESERVE))
 
     def has(self, chunk: int) -> bool:
         """Whether the chunk is there, in either form."""
@@ -71,25 +51,7 @@ class Region:
 
     def write(self, chunk: int, data: memoryview, state: int = WHOLE) -> None:
         """Fill in a chunk; `DestinationError` when the memory or the disk is full."""
-        try:
-            for place in self.index.places[chunk]:
-                write_at(self._handle, data, place)
-        except OSError as error:
-            raise DestinationError(
-                f"{self.folder.parent} is full ({error.strerror}); set SLIMGPU_MEMORY_DIR to a larger file system"
-            ) from error
-        self.state[chunk] = state
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self._open.close()
-
-
-def write_at(handle: int, data: memoryview, offset: int) -> None:
-    """All of ``data`` at ``offset`` of a file."""
-    written = 0
-    while written < len(data):
-        written += os.pwrite(handle, data[written:], offset + written)
+        self.fill(chunk, self.index.places[chunk], data, state)
 
 
 @contextmanager
@@ -123,10 +85,7 @@ def tier_lock(tier: Path) -> FileLock:
 def _create(folder: Path, media_type: str, raw_index: bytes, index: Index) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
-    with (folder / "data").open("wb") as file:
-        file.truncate(max(index.total, 1))
-    # Not sparse: where there is no room for a page, touching it in a mapping kills the process.
-    (folder / "state").write_bytes(bytes(max(len(index.chunks), 1)))
+    create(folder, index.total, len(index.chunks))
     with atomic_file(folder / "index", sync=False) as file:
         file.write(media_type.encode() + b"\n" + raw_index)
 

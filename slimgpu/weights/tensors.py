@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from slimgpu.errors import ImageError
+from slimgpu.weights.buffer import PLANES
 from slimgpu.weights.planes import merge
-from slimgpu.weights.region import PLANES
 from slimgpu.weights.transforms import TRANSFORMS
 
 if TYPE_CHECKING:

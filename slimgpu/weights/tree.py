@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from slimgpu.errors import DestinationError, DigestError
 from slimgpu.store.files import atomic_file, exclusive, sync_directory
+from slimgpu.weights.buffer import MISSING
 from slimgpu.weights.digests import sha256
-from slimgpu.weights.region import MISSING, write_at
+from slimgpu.weights.stripes import write_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from slimgpu.weights.stripes import Stripes
 from tests.support.command import slimgpu, slimgpu_json
 from tests.support.models import tree_of, write_model
 from tests.support.processes import answers, free_port, service
@@ -76,13 +78,15 @@ def chunks_there(tmp_path: Path) -> int:
 def is_right(tmp_path: Path, model: Path, packed: str) -> bool:
     """Whether the region holds all files, byte for byte."""
     folder = region_of(tmp_path)
-    data = (folder / "data").read_bytes()
     files = slimgpu_json("weights", "list", packed)["files"]
-    at = 0
-    for file in files:
-        if data[at : at + file["bytes"]] != (model / file["path"]).read_bytes():
+    places = [0, *accumulate(-(-file["bytes"] // 4096) * 4096 for file in files)]
+    with ExitStack() as stack:
+        data = Stripes(folder, places[-1])
+        data.open(stack)
+        view = data.view()
+    for at, file in zip(places, files, strict=False):
+        if view[at : at + file["bytes"]] != (model / file["path"]).read_bytes():
             return False
-        at += -(-file["bytes"] // 4096) * 4096
     return all((folder / "state").read_bytes())
 
 
@@ -129,7 +133,7 @@ def test_without_keep_the_memory_is_given_back_in_the_end(packed: str, model: Pa
     held.terminate()
     held.communicate()
     assert held.returncode == 130
-    assert not list((tmp_path / "memory").glob("*/data"))
+    assert not list((tmp_path / "memory").glob("*/data.*"))
 
 
 def test_two_prefetches_and_a_consumer_at_once(packed: str, model: Path, tmp_path: Path) -> None:
@@ -157,7 +161,7 @@ def test_run_beside_a_consumer(packed: str, tmp_path: Path) -> None:
         [*_COMMAND, "run", packed, "--", sys.executable, "-c", _LOAD], capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, expected, "")
-    assert not list((tmp_path / "memory").glob("*/data"))
+    assert not list((tmp_path / "memory").glob("*/data.*"))
 
 
 def test_run_keeps_what_it_is_told_to(packed: str, model: Path, tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_signals_are_passed_on_and_the_fetcher_ends(packed: str, tmp_path: Path)
         assert run.stdout.readline() == f"signal {int(number)}\n"
     error = run.communicate(timeout=30)[1]
     assert (run.returncode, error) == (9, "")
-    assert not list((tmp_path / "memory").glob("*/data"))
+    assert not list((tmp_path / "memory").glob("*/data.*"))
 
 
 def fetchers(reference: str) -> list[int]:

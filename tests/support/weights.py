@@ -28,8 +28,8 @@ from slimgpu.store.cache import Cache
 from slimgpu.store.context import Context
 from slimgpu.store.ranges import LayoutRanges
 from slimgpu.store.transport import open_artifact, open_artifact_sink
+from slimgpu.weights import attach, schedule
 from slimgpu.weights import region as regions
-from slimgpu.weights import schedule
 from slimgpu.weights.artifact import index_of
 from slimgpu.weights.attach import attached
 from slimgpu.weights.index import Index, parse_index
@@ -248,6 +248,19 @@ def child(role: str, *arguments: str | Path | int, **environment: str) -> subpro
     )
 
 
+def started(process: subprocess.Popen[str]) -> None:
+    """Return when a child is ready."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    """Have a child begin."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
 def ended(process: subprocess.Popen[str]) -> str:
     """What a child has printed, when it ended well."""
     out, error = process.communicate(timeout=60)
@@ -267,9 +280,13 @@ def digests(tensors: Mapping[str, memoryview]) -> str:
 
 
 def _slow_down(seconds: float) -> None:
-    """Let every chunk be a range, of which each takes so long to read from a layout."""
-    schedule.RANGE = 1  # type: ignore[misc]
-    schedule._GAP = -1  # type: ignore[misc]
+    """Let every chunk be a range, a few of them with ``CREW``, of which each takes so long to read from a layout."""
+    if "CREW" in os.environ:
+        attach._MANY = 0  # type: ignore[misc]
+        schedule.RANGE = 64 * 1024  # type: ignore[misc]
+    else:
+        schedule.RANGE = 1  # type: ignore[misc]
+        schedule._GAP = -1  # type: ignore[misc]
     read_into = LayoutRanges.read_into
 
     def slow(self: LayoutRanges, digest: str, offset: int, buffer: memoryview) -> None:

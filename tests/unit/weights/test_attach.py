@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +15,7 @@ from slimgpu.oci.reference import parse_reference
 from slimgpu.store.context import Context
 from slimgpu.weights import load, stream
 from slimgpu.weights.attach import attached
-from tests.support.weights import child, digests, ended, kill, noise, pack_into, small_model, write_model
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.weights import child, digests, ended, go, kill, noise, pack_into, small_model, started, write_model
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -42,17 +39,6 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def left(memory: Path) -> list[str]:
     return [path.name for path in memory.glob("*/")]
-
-
-def started(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-
-
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 def test_loading_gives_the_tensors_and_leaves_nothing(ref: str, memory: Path, expected: str) -> None:
@@ -228,7 +214,7 @@ def test_no_room_in_memory_is_room_on_the_disk(
     assert digests(load(ref)) == expected
     assert left(memory) == []
     cache = os.environ["SLIMGPU_CACHE_DIR"]
-    assert not [path for path in (memory.parent / cache).rglob("data") if path.parent.parent.name == "regions"]
+    assert not list(Path(cache).glob("weights/regions/*/*/"))
 
 
 def test_a_layout_that_breaks_raises_and_leaves_nothing(ref: str, tmp_path: Path, memory: Path) -> None:

@@ -13,10 +13,10 @@ from slimgpu.store.cache import Cache
 from slimgpu.store.context import Context
 from slimgpu.weights import cut, fetch
 from slimgpu.weights import schedule as scheduling
+from slimgpu.weights.buffer import PLANES, WHOLE
 from slimgpu.weights.fetch import Fetcher
 from slimgpu.weights.keep import BlobKeeper
 from slimgpu.weights.pack import pack
-from slimgpu.weights.region import PLANES, WHOLE
 from slimgpu.weights.sources import collect
 from tests.support.weights import Shelf, Silence, Store, blobs_of, content, noise, opened, pack_into, write_model
 

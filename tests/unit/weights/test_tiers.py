@@ -98,7 +98,7 @@ def test_what_nobody_kept_goes_with_the_next_start(memory: Path, cache: Cache) -
         assert in_memory(memory) == [2, 3]
 
 
-@pytest.mark.parametrize("left", [("data",), ("data", "state"), ("state", "fetch", "keep")])
+@pytest.mark.parametrize("left", [("data.0",), ("data.0", "state"), ("state", "fetch", "keep")])
 def test_what_is_left_of_a_region_goes_with_the_next_start(memory: Path, cache: Cache, left: tuple[str, ...]) -> None:
     """Its process was killed while it was made or removed; nobody will ask for it again."""
     with used(cache, 1) as folder:
