@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.errors import UsageError
+from slimgpu.errors import SlimgpuError, UsageError
 from slimgpu.oci.reference import RegistryReference, is_host
 from slimgpu.weights import region as regions
 from slimgpu.weights.artifact import open_weights
@@ -37,6 +37,8 @@ _TAKE_OVER: Final = 0.1
 """Seconds between looks whether that process still lives."""
 
 
+_STALLED: Final = 120.0
+"""Seconds in which that process brings nothing, after which it is taken to be stuck."""
 _MANY: Final = 256 * 1024 * 1024
 """Bytes for which it is worth to start processes."""
 
@@ -78,11 +80,13 @@ class Filling:
 
     def _run(self, planes: bool) -> None:  # noqa: FBT001 - a thread's arguments are positional
         try:
+            watch = _Watch(self.region)
             while not self._stop.is_set() and not all(map(self.region.has, self.wanted)):
                 with regions.filling(self.region.folder) as ours:
                     if ours:
                         self._fill(planes=planes)
                 if not ours:
+                    watch.look()
                     self._stop.wait(_TAKE_OVER)
         except BaseException as error:  # noqa: BLE001 - raised to whoever waits
             self._error = error
@@ -131,6 +135,26 @@ class Filling:
         """Return when everything is there, and kept as far as it is to be kept; raises as `wait` does."""
         self.wait(self.wanted)
         self._over.wait()
+
+
+class _Watch:
+    """Whether the process that fills a region gets anywhere."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._seen = b""
+        self._since = 0.0
+
+    def look(self) -> None:
+        """Raise `SlimgpuError` when nothing has come for long."""
+        there, now = bytes(self._region.state), time.monotonic()
+        if there != self._seen:
+            self._seen, self._since = there, now
+        elif now - self._since > _STALLED:
+            raise SlimgpuError(
+                f"process {regions.filler(self._region.folder)} fetches these weights, but has brought nothing for "
+                f"{_STALLED:.0f} s; end it, and start this again"
+            )
 
 
 @contextmanager

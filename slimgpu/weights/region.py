@@ -5,7 +5,7 @@
     <folder>/data.*   the files one after another, each on a page of its own, in `slimgpu.weights.stripes`
     <folder>/state    one byte for each chunk: `MISSING`, `WHOLE` or `PLANES` (`slimgpu.weights.buffer`)
     <folder>/index    the index, behind its media type and a newline
-    <folder>/fetch    locked by the process that fills it
+    <folder>/fetch    locked by the process that fills it, whose number is in it
     <folder>/keep     there when it is to stay although nobody uses it
 
 A chunk's bytes are written before its state, so whoever sees the state sees the bytes: whatever process is killed, the
@@ -119,6 +119,12 @@ def filling(folder: Path) -> Iterator[bool]:
             f"{folder} cannot be locked ({error.strerror}); choose another SLIMGPU_MEMORY_DIR"
         ) from error
     try:
+        (folder / "fetch").write_text(str(os.getpid()))
         yield True
     finally:
         lock.release()
+
+
+def filler(folder: Path) -> str:
+    """What the process that fills the region calls itself; in another container that may be another one here."""
+    return (folder / "fetch").read_text() or "?"

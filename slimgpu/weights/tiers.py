@@ -34,18 +34,32 @@ _SHARE: Final = 0.5
 def claim_folder(cache: Cache, digest: str, needed: int) -> Path:
     """The folder of the region for the index with this ``digest``, where ``needed`` bytes of it have room.
 
-    That is where a process began it; else shared memory, or the cache's disk when it doesn't fit there.
+    That is where a process began it, as long as the rest fits there, too; else shared memory, or the cache's disk when
+    it doesn't fit there.
     """
-    present = next(iter(present_folders(cache, digest)), None)
-    if present is not None:
-        return present
+    present = present_folders(cache, digest)
+    for folder in present:
+        if _may_grow(folder, needed, _DISK_SIZE if is_on_disk(folder, cache) else _MEMORY_SIZE):
+            return folder
     name, tier, disk = digest.partition(":")[2], _memory(), _disk(cache)
-    fits = _is_ours(tier) and needed <= _bound(_nearest(tier), _MEMORY_SIZE) and make_room(tier, needed, _MEMORY_SIZE)
-    if fits and _is_ours(tier):  # which somebody else may have made meanwhile
+    if not present and _has_room(tier, needed) and _is_ours(tier):  # which somebody else may have made meanwhile
         return tier / name
     _forget_boots(disk)
     make_room(disk, needed, _DISK_SIZE)
     return disk / name
+
+
+def _may_grow(folder: Path, needed: int, variable: str) -> bool:
+    """Whether the region can become ``needed`` bytes, which takes what others have that nobody uses."""
+    with suppress(OSError):
+        os.utime(folder)  # it is not what goes
+        more = needed - _taken(folder)
+        return more <= 0 or make_room(folder.parent, more, variable)
+    return False
+
+
+def _has_room(tier: Path, needed: int) -> bool:
+    return _is_ours(tier) and needed <= _bound(_nearest(tier), _MEMORY_SIZE) and make_room(tier, needed, _MEMORY_SIZE)
 
 
 def present_folders(cache: Cache, digest: str) -> list[Path]:
@@ -138,9 +152,12 @@ def _regions(folder: Path) -> list[tuple[Path, float, int]]:
     found = []
     for region in folder.glob("*/"):
         with suppress(OSError):
-            sizes = [file.stat().st_blocks * 512 for file in region.iterdir()]
-            found.append((region, region.stat().st_mtime, sum(sizes)))
+            found.append((region, region.stat().st_mtime, _taken(region)))
     return found
+
+
+def _taken(region: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in region.iterdir())
 
 
 def remove_unused(region: Path) -> bool:

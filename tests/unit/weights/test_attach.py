@@ -13,7 +13,7 @@ import pytest
 from slimgpu.errors import NotFoundError, SlimgpuError, UsageError
 from slimgpu.oci.reference import parse_reference
 from slimgpu.store.context import Context
-from slimgpu.weights import load, stream
+from slimgpu.weights import attach, load, stream
 from slimgpu.weights.attach import attached
 from tests.support.weights import child, digests, ended, go, kill, noise, pack_into, small_model, started, write_model
 
@@ -128,6 +128,19 @@ def test_a_consumer_takes_over_when_the_filler_dies(ref: str, expected: str) -> 
     assert consumer.poll() is None
     kill(filler)
     assert ended(consumer).strip() == expected
+
+
+def test_who_waits_for_a_filler_that_is_stuck_is_told(ref: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "_STALLED", 0.5)
+    filler = child("prefetch", ref, 0.05)
+    started(filler)
+    assert filler.stdout is not None
+    filler.stdout.readline()  # has the first chunk
+    filler.send_signal(signal.SIGSTOP)
+    with pytest.raises(SlimgpuError, match=f"process {filler.pid} fetches these weights, but has brought nothing"):
+        load(ref)
+    kill(filler)
+    assert digests(load(ref)) == expected
 
 
 def test_what_was_prefetched_is_not_fetched_again(ref: str, tmp_path: Path, memory: Path, expected: str) -> None:

@@ -59,7 +59,21 @@ def in_memory(memory: Path) -> list[int]:
 def test_memory_comes_first(memory: Path, cache: Cache) -> None:
     with used(cache, 1) as folder:
         assert folder.parent == memory
-        assert claim_folder(cache, digest(1), 10**12) == folder
+        assert claim_folder(cache, digest(1), _SIZE) == folder
+
+
+def test_what_is_there_grows_within_the_bound(memory: Path, cache: Cache) -> None:
+    for number in range(1, 5):
+        with used(cache, number):
+            pass
+    with used(cache, 1) as folder:
+        assert claim_folder(cache, digest(1), 700_000) == folder
+        assert in_memory(memory) == [1, 4]  # those that nobody uses made room
+        elsewhere = claim_folder(cache, digest(1), 1_000_001)
+        assert elsewhere.is_relative_to(cache.root)
+        with opened(elsewhere, *_INDEX.dump(), _INDEX):
+            assert claim_folder(cache, digest(1), 1_000_001) == elsewhere
+            assert claim_folder(cache, digest(1), _SIZE) == folder
 
 
 def test_what_does_not_fit_goes_to_the_disk(memory: Path, cache: Cache) -> None:
