@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from slimgpu.errors import ImageError
 
@@ -19,6 +19,16 @@ MAX_DOCUMENT: Final = 64 * 1024 * 1024
 _MAX_DEPTH: Final = 3
 _WEIGHTS: Final = "application/vnd.slimgpu.weights.index."
 _SCHEMA1_KEY: Final = b'"fsLayers"'
+
+
+class Documents(Protocol):
+    """Manifests and indexes that are on this machine, and known to be right."""
+
+    def manifest(self, reference: RegistryReference) -> bytes | None:
+        """The manifest that the reference can only mean."""
+
+    def document(self, descriptor: Descriptor) -> bytes | None:
+        """What ``descriptor`` names."""
 
 
 def check_document_size(size: int, what: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from slimgpu.oci.manifest import Descriptor, Platform
     from slimgpu.oci.mutate import OpenBlob
     from slimgpu.oci.reference import RegistryReference
+    from slimgpu.store.documents import Documents
     from slimgpu.store.ranges import RangeSource
 
 _API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
@@ -69,23 +71,22 @@ class Repository:
         self._repository = reference.repository
         self._session = new_session()
         self._auth = Authenticator(self._session, reference.host, reference.repository, actions)
-        self._base = f"https://{_API_HOSTS.get(reference.host, reference.host)}/"
 
     @contextmanager
     def opened(self) -> Iterator[Repository]:
-        """Find out how the host is spoken to, and close all connections in the end."""
+        """Close all connections in the end."""
         with self._session:
-            if is_loopback(origin(self._base)[1]):
-                self._prefer_plain_http()
             yield self
 
-    def _prefer_plain_http(self) -> None:
-        """Plain HTTP unless the service says that it wants HTTPS, which Go's servers do with a 400."""
-        plain = f"http://{self._host}/"
+    @cached_property
+    def _base(self) -> str:
+        """How the host is spoken to: on loopback by HTTP, unless it wants HTTPS, which Go's servers say with a 400."""
+        secure, plain = f"https://{_API_HOSTS.get(self._host, self._host)}/", f"http://{self._host}/"
+        if not is_loopback(origin(secure)[1]):
+            return secure
         try:
             with self._session.get(f"{plain}v2/", timeout=TIMEOUT, allow_redirects=False, stream=True) as response:
-                if response.status_code != requests.codes.bad_request:
-                    self._base = plain
+                return secure if response.status_code == requests.codes.bad_request else plain
         except requests.RequestException as error:
             raise RegistryError(f"{self.name} is out of reach: {reason(error, self._host)}") from error
 
@@ -254,10 +255,16 @@ def open_registry_image(reference: RegistryReference, platform: Platform) -> Ite
 
 
 @contextmanager
-def open_registry_artifact(reference: RegistryReference) -> Iterator[tuple[Artifact, RangeSource]]:
-    """The artifact in the registry, and its blobs by position."""
+def open_registry_artifact(
+    reference: RegistryReference, kept: Documents | None = None
+) -> Iterator[tuple[Artifact, RangeSource]]:
+    """The artifact in the registry, and its blobs by position; what is ``kept`` here, the registry isn't asked for."""
     with Repository(reference).opened() as repository:
-        _, data = repository.manifest(reference.identifier)
-        fetch, open_blob = repository.document, repository.open_blob
-        artifact = resolve_artifact(str(reference), data, fetch=fetch, open_blob=open_blob, origin=reference)
+
+        def fetch(descriptor: Descriptor) -> bytes:
+            return (kept and kept.document(descriptor)) or repository.document(descriptor)
+
+        data = (kept and kept.manifest(reference)) or repository.manifest(reference.identifier)[1]
+        name = str(reference)
+        artifact = resolve_artifact(name, data, fetch=fetch, open_blob=repository.open_blob, origin=reference)
         yield artifact, RegistryRanges(repository)

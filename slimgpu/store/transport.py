@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from slimgpu.progress import Progress, Task
     from slimgpu.store.archive_writer import OciArchiveWriter
     from slimgpu.store.cache import Cache
+    from slimgpu.store.documents import Documents
     from slimgpu.store.layout import Blobs, LayoutWriter
     from slimgpu.store.ranges import RangeSource
 
@@ -105,15 +106,19 @@ def _path_image(reference: PathReference, platform: Platform, cache: Cache, prog
 
 
 @contextmanager
-def open_artifact(reference: Reference, cache: Cache, progress: Progress) -> Iterator[tuple[Artifact, RangeSource]]:
+def open_artifact(
+    reference: Reference, cache: Cache, progress: Progress, kept: Documents | None = None
+) -> Iterator[tuple[Artifact, RangeSource]]:
     """The artifact that ``reference`` names, and its blobs by position, until the block ends.
+
+    A registry is not asked for what is ``kept``.
 
     Raises as `open_image` does, and `UsageError` for a transport that holds images only.
     """
     if isinstance(reference, RegistryReference):
         from slimgpu.store.registry import open_registry_artifact  # noqa: PLC0415
 
-        with open_registry_artifact(reference) as opened:
+        with open_registry_artifact(reference, kept) as opened:
             yield opened
         return
     from slimgpu.store.layout import read_layout_artifact  # noqa: PLC0415

@@ -10,6 +10,7 @@ from slimgpu.errors import ImageError
 from slimgpu.oci import media
 from slimgpu.oci.reference import parse_reference
 from slimgpu.store.transport import open_artifact
+from slimgpu.weights.documents import KeptDocuments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +35,17 @@ class Weights:
 
 
 @contextmanager
-def open_weights(reference: Reference, context: Context, index: str | None = None) -> Iterator[Weights]:
+def open_weights(
+    reference: Reference, context: Context, index: str | None = None, *, local: bool = False
+) -> Iterator[Weights]:
     """The weights artifact that ``reference`` names, or that the image points to which it names.
 
-    ``index`` is the digest of its index, where no other weights will do. Raises what
+    ``index`` is the digest of its index, where no other weights will do. ``local`` believes the disk tier, so that a
+    registry is only asked for what isn't here, as far as digests tell what that is. Raises what
     `slimgpu.store.transport.open_artifact` raises, and `ImageError` for anything but these weights.
     """
-    with open_artifact(reference, context.cache, context.progress) as (artifact, source):
+    kept = KeptDocuments(context.cache, index) if local else None
+    with open_artifact(reference, context.cache, context.progress, kept) as (artifact, source):
         pointer = _pointer(artifact)
         if pointer is None:
             if index not in (None, artifact.manifest.config.digest):
@@ -49,7 +54,7 @@ def open_weights(reference: Reference, context: Context, index: str | None = Non
                 )
             yield Weights(reference, artifact, index_of(artifact), source)
             return
-    with open_weights(parse_reference(pointer.ref), context, pointer.index) as weights:
+    with open_weights(parse_reference(pointer.ref), context, pointer.index, local=local) as weights:
         yield weights
 
 

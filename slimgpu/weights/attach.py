@@ -172,7 +172,7 @@ def attached(
     ``pinned`` is the digest of the only index that will do. Raises what `open_weights` raises.
     """
     with ExitStack() as stack:
-        weights = stack.enter_context(open_weights(reference, context, pinned))
+        weights = stack.enter_context(open_weights(reference, context, pinned, local=True))
         artifact, index = weights.artifact, weights.index
         wanted = choose(index)
         config = artifact.manifest.config

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -60,6 +61,16 @@ class ManifestKeeper:
         except (OSError, UnicodeDecodeError):
             return None
         return data if digest_bytes(data) == identifier else None
+
+    def with_config(self, digest: str) -> bytes | None:
+        """A manifest whose configuration has this digest."""
+        with suppress(OSError):
+            for path in self._manifests.iterdir():
+                data = path.read_bytes()
+                is_whole = digest_bytes(data) == f"sha256:{path.name}"
+                if is_whole and json.loads(data)["config"]["digest"] == digest:
+                    return data
+        return None
 
     def tags(self, repository: str) -> list[str] | None:
         """All tags of a repository; None when nothing of it is here."""

@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from slimgpu.errors import RegistryError
+from slimgpu.oci.reference import parse_reference
+from slimgpu.progress import SILENT
+from slimgpu.store.cache import Cache
+from slimgpu.store.transport import open_artifact
+from slimgpu.weights.load import load
 from slimgpu.weights.stripes import Stripes
 from tests.support.command import slimgpu, slimgpu_json
 from tests.support.models import tree_of, write_model
 from tests.support.processes import answers, free_port, service
+from tests.support.registry import running_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,6 +254,31 @@ def test_a_neighbours_cache_is_a_source(
         assert tree_of(tmp_path / "back") == tree_of(model)
         with pytest.raises(RuntimeError, match="does not exist"):
             slimgpu("weights", "list", f"{host}/coldstart/other:v1")
+
+
+def test_what_is_here_and_named_by_its_digest_needs_no_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "model")
+    (tmp_path / "registry").mkdir()
+    with running_registry(tmp_path / "registry") as registry:
+        tagged = f"docker://{registry.host}/coldstart/small:v1"
+        slimgpu("-q", "weights", "pack", str(tmp_path / "model"), "--to", tagged)
+        found = slimgpu_json("weights", "list", tagged)
+        named = f"{tagged}@{found['digest']}"
+        with open_artifact(parse_reference(tagged), Cache(), SILENT) as (artifact, _):
+            index = artifact.manifest.config.digest
+        slimgpu("-q", "prefetch", tagged)
+    for where in ("memory", "another"):  # from memory, then from the disk
+        monkeypatch.setenv("SLIMGPU_MEMORY_DIR", str(tmp_path / where))
+        tensors = load(named)
+        assert len(tensors) == len(found["tensors"])
+        assert {name: bytes(data) for name, data in load(tagged, index=index).items()} == tensors
+        slimgpu("-q", "prefetch", named)
+        with pytest.raises(RegistryError, match="out of reach"):
+            load(tagged)
+        with pytest.raises(RuntimeError, match="out of reach"):
+            slimgpu("weights", "verify", named)  # which is about the registry
 
 
 def test_what_a_neighbour_lacks_comes_from_the_registry(
