@@ -24,7 +24,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@.ci/packages test
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
