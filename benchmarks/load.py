@@ -307,6 +307,7 @@ class _Run:
             "SLIMGPU_MEMORY_SIZE": "1T",
             "SLIMGPU_CACHE_DIR": str(cache),
             "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE.parent)]),
+            **arm.environment,
         }
         if arm.prefetched:
             self._work(arm, "prefetch", environment, prefix)

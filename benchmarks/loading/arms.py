@@ -36,6 +36,7 @@ class Arm:
     packages: tuple[tuple[str, str], ...] = ()
     """Module and distribution of what must be installed."""
     prefetched: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,13 @@ def _registries(link: Link, ports: Ports, bench: Bench) -> list[Arm]:
     registry, shelf = ("docker://{}:{}/".format(*link.address(port)) for port in (ports.registry, ports.shelf))
     stored = _own(bench, f"{registry}{REPOSITORY}:latest", "registry", "docker-registry", ())
     served = _own(bench, f"{shelf}{REPOSITORY}:latest", "served", "slimgpu weights serve", ())
-    return [stored[0], *served]
+    passing = replace(
+        served[0],
+        name="slimgpu, served, passing",
+        what="the same, nothing kept on the disk",
+        environment={"SLIMGPU_WEIGHTS_CACHE_SIZE": "0"},
+    )
+    return [stored[0], *served, passing]
 
 
 def _downloads(
