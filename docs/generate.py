@@ -31,6 +31,10 @@ SCHEMAS: dict[str, type[Any]] = {
     results.LIST_SCHEMA: results.Listing,
     results.VERIFY_SCHEMA: results.VerifyResult,
     results.LOAD_SCHEMA: results.LoadResult,
+    results.PULL_SCHEMA: results.PullResult,
+    results.PUSH_SCHEMA: results.PushResult,
+    results.PREFETCH_SCHEMA: results.PrefetchResult,
+    results.DROP_SCHEMA: results.DropResult,
 }
 _EFFECTS = {
     "drop": "drops them",

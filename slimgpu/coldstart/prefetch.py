@@ -38,6 +38,8 @@ class Prefetched:
 
     folder: Path
     """Where it is."""
+    index: str
+    """The digest of the artifact's index, which names the folder."""
     bytes: int
     """Of all files, once decoded."""
     fetched: int
@@ -77,7 +79,8 @@ def prefetched(
             filling.finish()
         total = sum(file.size for file in index.files)
         on_disk = is_on_disk(region.folder, context.cache)
-        yield Prefetched(region.folder, total, missing, time.monotonic() - began, on_disk)
+        digest = f"sha{4 * len(region.folder.name)}:{region.folder.name}"  # sha256, or sha512 of other packers
+        yield Prefetched(region.folder, digest, total, missing, time.monotonic() - began, on_disk)
 
 
 def drop(reference: Reference, context: Context) -> Dropped:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_OURS: Final = "application/vnd.slimgpu."
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,10 @@ class BlobFiles:
 def read_layout(name: str, blobs: Blobs, identifier: str | None, platform: Platform) -> Image:
     """The image with this tag or digest (None: the only one), for ``platform``."""
     index = read_index(name, blobs)
-    if identifier is None:
+    ours = _is_ours(index)  # then `resolve_image` says what it is
+    if identifier is None and not ours:
         index = replace(index, manifests=tuple(m for m in index.manifests if m.artifact_type is None))
-    named = identifier is not None or has_names(index)
+    named = identifier is not None or ours or has_names(index)
     descriptor = _select(index, identifier, name) if named else choose(index, platform, name)
     return resolve_image(
         name,
@@ -101,6 +103,11 @@ def read_layout(name: str, blobs: Blobs, identifier: str | None, platform: Platf
         fetch=lambda document: read_document(blobs, document, name),
         open_blob=lambda layer: _open(blobs, layer, name),
     )
+
+
+def _is_ours(index: Index) -> bool:
+    """Whether the layout holds nothing but one artifact that slimgpu packed."""
+    return len(index.manifests) == 1 and (index.manifests[0].artifact_type or "").startswith(_OURS)
 
 
 def read_layout_artifact(name: str, blobs: Blobs, identifier: str | None) -> Artifact:

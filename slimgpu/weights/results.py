@@ -16,6 +16,10 @@ PACK_SCHEMA: Final = "slimgpu.weights.pack.v1"
 LIST_SCHEMA: Final = "slimgpu.weights.list.v1"
 VERIFY_SCHEMA: Final = "slimgpu.weights.verify.v1"
 LOAD_SCHEMA: Final = "slimgpu.weights.load.v1"
+PULL_SCHEMA: Final = "slimgpu.weights.pull.v1"
+PUSH_SCHEMA: Final = "slimgpu.weights.push.v1"
+PREFETCH_SCHEMA: Final = "slimgpu.prefetch.v1"
+DROP_SCHEMA: Final = "slimgpu.prefetch.drop.v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,66 @@ class LoadResult:
     seconds: float
     values: str | None
     """The digest of the tensors as they were delivered; None unless asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """What writing the packed files came to."""
+
+    schema: str
+    reference: str
+    """The artifact's, also where an image or a cache's key led to it."""
+    digest: str
+    directory: str
+    files: int
+    bytes: int
+    """Of all files, those included that the directory had already."""
+    fetched: int
+    """Stored bytes that this took, less than the artifact's where something was there already."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What copying an artifact came to."""
+
+    schema: str
+    source: str
+    destination: str
+    digest: str
+    bytes: int
+    """Of all blobs, those included that the destination had already."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchResult:
+    """What is in this machine's memory now, or on its disk."""
+
+    schema: str
+    reference: str
+    index: str
+    """The digest of the artifact's index, by which programs find what was fetched."""
+    folder: str
+    on_disk: bool
+    """Whether memory had no room for it."""
+    bytes: int
+    """Of all files, once decoded."""
+    fetched: int
+    """Stored bytes that this brought, or waited for."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DropResult:
+    """What an earlier prefetch kept and no longer does."""
+
+    schema: str
+    reference: str
+    bytes: int
+    """What it took, of memory or disk; 0 when nothing was there."""
+    used: bool
+    """Whether a process has it open; it goes when that one ends."""
 
 
 def dtype_totals(index: Index) -> tuple[DtypeTotal, ...]:

@@ -72,6 +72,20 @@ def test_every_document_fits_its_schema(tmp_path: Path, model: Path, say: Callab
     assert listing["links"] == [{"path": "tools/tokenizer.json", "target": "../tokenizer.json"}]
 
 
+def test_pull_and_push_as_documents(tmp_path: Path, model: Path, say: Callable[..., str], packed: str) -> None:
+    listing = document(say("weights", "list", packed, "--json"))
+    copied = document(say("weights", "push", packed, f"oci:{tmp_path}/copy:v2", "--json"))
+    assert (copied["source"], copied["destination"]) == (packed, f"oci:{tmp_path}/copy:v2")
+    assert (copied["digest"], copied["bytes"]) == (listing["digest"], sum(blob["bytes"] for blob in listing["blobs"]))
+    first, second = (document(say("weights", "pull", packed, tmp_path / "back", "--json")) for _ in range(2))
+    assert (first["reference"], first["digest"]) == (packed, listing["digest"])
+    assert first["directory"] == str(tmp_path / "back")
+    assert (first["files"], first["bytes"]) == (len(listing["files"]), listing["bytes"])
+    assert (first["fetched"], second["fetched"]) == (listing["stored"], 0)
+    assert second["bytes"] == first["bytes"]
+    assert tree_of(tmp_path / "back") == tree_of(model)
+
+
 @pytest.mark.parametrize(
     "form", ["oci:{}/copy", "oci:{}/copy:v2", "oci-archive:{}/copy.tar", "oci-archive:{}/c.tar:v2"]
 )
@@ -206,7 +220,41 @@ def test_prefetch_then_load(say: Callable[..., str], packed: str, model: Path, t
     assert folder.startswith(str(tmp_path / "memory"))
     tensors = load(packed)
     assert len(tensors) == 10
-    assert (model / "model-00001-of-00002.safetensors").read_bytes() in (tmp_path / folder / "data").read_bytes()
+    assert (model / "model-00001-of-00002.safetensors").read_bytes() in (tmp_path / folder / "data.0").read_bytes()
+
+
+def test_prefetch_as_documents(
+    say: Callable[..., str], packed: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    listing = document(say("weights", "list", packed, "--json"))
+    first, second = (document(say("prefetch", packed, "--json")) for _ in range(2))
+    (region,) = (tmp_path / "memory").glob("*/")
+    assert (first["reference"], first["folder"], first["on_disk"]) == (packed, str(region), False)
+    blob = tmp_path / "packed/blobs" / first["index"].replace(":", "/")
+    assert (region / "index").read_bytes().endswith(blob.read_bytes())
+    assert (first["bytes"], first["fetched"]) == (listing["bytes"], listing["stored"])
+    assert (second["bytes"], second["fetched"]) == (listing["bytes"], 0)
+    dropped, nothing = (document(say("prefetch", packed, "--drop", "--json")) for _ in range(2))
+    assert dropped["bytes"] > 0
+    assert nothing == {**dropped, "bytes": 0}
+    assert (nothing["reference"], nothing["used"]) == (packed, False)
+    assert capfd.readouterr().err == ""
+
+
+def test_prefetch_that_stays_prints_its_document_when_all_is_there(
+    packed: str, slimgpu: list[str], tmp_path: Path
+) -> None:
+    called = [*slimgpu, "prefetch", packed, "--json", "--no-keep"]
+    with subprocess.Popen(called, stdout=subprocess.PIPE, text=True) as staying:
+        try:
+            assert staying.stdout is not None
+            lines = list(iter(staying.stdout.readline, "}\n"))
+            found = document("".join([*lines, "}"]))
+            assert staying.poll() is None
+            assert list((tmp_path / "memory" / found["index"][7:]).glob("data.*"))
+        finally:
+            staying.terminate()
+    assert not list((tmp_path / "memory").glob("*/data.*")), "the memory is given back"
 
 
 def test_options_of_a_group_come_from_variables_and_the_file(
@@ -251,7 +299,7 @@ def test_run_gives_the_commands_exit_code_and_output(packed: str, slimgpu: list[
         [*slimgpu, "run", packed, "--", "sh", "-c", shell], input="said", capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stdout, run.stderr) == (7, f"{packed}\nsaid", "")
-    assert not list((tmp_path / "memory").glob("*/data")), "the memory is given back"
+    assert not list((tmp_path / "memory").glob("*/data.*")), "the memory is given back"
 
 
 def test_a_command_that_loads_finds_what_is_fetched(packed: str, slimgpu: list[str], tmp_path: Path) -> None:
@@ -264,7 +312,7 @@ def test_a_command_that_loads_finds_what_is_fetched(packed: str, slimgpu: list[s
         env={**os.environ},
     )
     assert (run.returncode, run.stdout) == (0, "10\n"), run.stderr
-    assert list((tmp_path / "memory").glob("*/data"))
+    assert list((tmp_path / "memory").glob("*/data.*"))
 
 
 def test_a_command_killed_by_a_signal(packed: str, slimgpu: list[str]) -> None:

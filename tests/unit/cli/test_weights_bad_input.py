@@ -185,6 +185,20 @@ def test_what_is_no_image(run: Run, arguments: list[str], packed: str) -> None:
     refused(run(*reading(arguments, packed)), 1, f"a weights artifact, no image; slimgpu weights list {packed}")
 
 
+@pytest.mark.parametrize("tag", ["", ":v1"])
+def test_a_layout_of_weights_only_is_no_image(run: Run, tmp_path: Path, model: Path, tag: str) -> None:
+    reference = f"oci:{tmp_path}/only"
+    assert run("-q", "weights", "pack", model, "--to", f"{reference}{tag}")[0] == 0
+    refused(
+        run("analyze", reference), 1, f"{reference} is a weights artifact, no image; slimgpu weights list {reference}"
+    )
+
+
+def test_a_layout_of_another_artifact_only_has_no_image(run: Run, tmp_path: Path, packed: str) -> None:
+    assert run("weights", "export", packed, f"oci:{tmp_path}/other", "--as", "modelpack")[0] == 0
+    refused(run("analyze", f"oci:{tmp_path}/other"), 1, "has no image for linux/amd64")
+
+
 @pytest.mark.parametrize("arguments", _READING)
 @pytest.mark.parametrize(
     ("change", "said"),
