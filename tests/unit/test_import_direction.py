@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(slimgpu.__file__).parent
-_BASE = ("errors", "units", "progress")
+_BASE = ("errors", "units", "progress", "events")
 _LEVELS = {
     **dict.fromkeys(("", *_BASE), 0),
     "parallel": 1,
@@ -27,11 +27,13 @@ _LEVELS = {
     "analysis": 6,
     "layers": 7,
     "slim": 8,
-    "report": 9,
-    "cli": 10,
-    "__main__": 11,
+    "bench": 9,
+    "report": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 _RESULTS = {
+    "slimgpu.bench.results",
     "slimgpu.analysis.analysis",
     "slimgpu.analysis.gpu_code",
     "slimgpu.slim.plan",
@@ -40,7 +42,7 @@ _RESULTS = {
 }
 """The modules whose types reports may take."""
 _NEVER_AT_MODULE_LEVEL = {"torch", "docker", "pynvml", "jinja2"}
-_ONLY_IN = {"click": {"cli"}, "rich": {"cli", "report"}, "requests": {"store"}, "urllib3": {"store"}}
+_ONLY_IN = {"click": {"cli"}, "rich": {"cli", "report"}, "requests": {"store", "bench"}, "urllib3": {"store"}}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
