@@ -20,10 +20,24 @@ def format_size(count: int) -> str:
 
 
 def _three_digits(value: float, unit: str) -> str:
-    if unit == "B":
-        return f"{value:.0f} B"
+    return f"{value:.0f} B" if unit == "B" else f"{format_number(value)} {unit}"
+
+
+def format_number(value: float) -> str:
+    """``12.345`` as ``'12.3'``; three significant digits from 1 on, two decimals below."""
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0  # noqa: PLR2004
-    return f"{value:.{digits}f} {unit}"
+    return f"{value:.{digits}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """``12.345`` as ``'12.3 s'``, ``0.0421`` as ``'42 ms'``."""
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:.0f} ms" if milliseconds < 999.5 else f"{format_number(seconds)} s"  # noqa: PLR2004
+
+
+def format_rate(bits: float) -> str:
+    """Bit/s, ``2e9`` as ``'2.00 Gbit/s'``."""
+    return format_size(round(bits)).replace("B", "bit/s")
 
 
 def parse_size(text: str) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from slimgpu.bench.results import LinkFacts, Sample
 
 _DRAWS: Final = 10_000
+_PARTS: Final = 10
 _SEED: Final = 20_240_229
 _INTERVAL: Final = (2.5, 97.5)
 FEWEST_ROUNDS: Final = 6
@@ -100,15 +101,25 @@ def interval(
     """
     if min(_rounds(base), _rounds(arm)) < FEWEST_ROUNDS:
         return None, None
-    draw = np.random.default_rng(_SEED)
-    rows = draw.integers(0, len(base), (_DRAWS, len(base)))
-    others = rows if paired else draw.integers(0, len(arm), (_DRAWS, len(arm)))
-    above, below = _medians(base[rows].reshape(_DRAWS, -1)), _medians(arm[others].reshape(_DRAWS, -1))
-    usable = (above > 0) & (below > 0)  # False for NaN: nothing good was drawn
-    if not usable.any():
+    found = [_drawn(base, arm, generator, paired=paired) for generator in np.random.default_rng(_SEED).spawn(_PARTS)]
+    values = np.concatenate(found)
+    if not len(values):
         return None, None
-    low, high = np.percentile(above[usable] / below[usable], _INTERVAL)
+    low, high = np.percentile(values, _INTERVAL)
     return round(float(low), _DIGITS), round(float(high), _DIGITS)
+
+
+def _drawn(
+    base: NDArray[np.float64], arm: NDArray[np.float64], draw: np.random.Generator, *, paired: bool
+) -> NDArray[np.float64]:
+    """Ratios of one part of the draws: all at once could be too large for memory."""
+    draws = _DRAWS // _PARTS
+    rows = draw.integers(0, len(base), (draws, len(base)))
+    others = rows if paired else draw.integers(0, len(arm), (draws, len(arm)))
+    above, below = _medians(base[rows].reshape(draws, -1)), _medians(arm[others].reshape(draws, -1))
+    usable = (above > 0) & (below > 0)  # False for NaN: nothing good was drawn
+    ratios_drawn: NDArray[np.float64] = above[usable] / below[usable]
+    return ratios_drawn
 
 
 def by_round(samples: Sequence[Sample], stage: str, rounds: Iterable[int]) -> NDArray[np.float64]:

@@ -33,6 +33,7 @@ _LEVELS = {
     "__main__": 12,
 }
 _RESULTS = {
+    "slimgpu.bench.comparison",
     "slimgpu.bench.results",
     "slimgpu.analysis.analysis",
     "slimgpu.analysis.gpu_code",
