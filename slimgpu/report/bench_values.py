@@ -102,9 +102,10 @@ class BenchValues:
         result = self.result
         nodes = f" on each of {result.nodes} nodes at a time" if result.nodes > 1 else ""
         caches = ", which serve each other" if result.nodes > 1 and result.node_caches else ""
+        engine = "without an engine" if result.engine == "none" else f"engine {result.engine}"
         return (
             f"{_count(result.runs, 'cold start')} of each arm{nodes}{caches}, "
-            f"{_BEGINS.get(result.begins, result.begins)}; engine {result.engine}, on {result.device}"
+            f"{_BEGINS.get(result.begins, result.begins)}; {engine}, on {result.device}"
         )
 
     def link(self) -> str:
