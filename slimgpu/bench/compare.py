@@ -195,16 +195,17 @@ def _conditions(result: BenchResult) -> dict[str, str]:
 
 def _noted(before: BenchResult, after: BenchResult) -> Iterator[Difference]:
     """What differs and may explain a change; it is often what the comparison is for."""
-    old, new = (_circumstances(result) for result in (before, after))
+    common = {arm.name for arm in before.arms} & {arm.name for arm in after.arms}
+    old, new = (_circumstances(result, common) for result in (before, after))
     for what in {**old, **new}:
         if old.get(what) != new.get(what):
             yield Difference(what, old.get(what, "none"), new.get(what, "none"))
 
 
-def _circumstances(result: BenchResult) -> dict[str, str]:
+def _circumstances(result: BenchResult, arms: set[str]) -> dict[str, str]:
     machine = result.machine
     facts = {"kernel": machine.kernel, "driver": machine.driver or "none", "engine's version": result.engine}
-    return facts | machine.versions | {f"image of {arm.name}": arm.digest for arm in result.arms}
+    return facts | machine.versions | {f"image of {arm.name}": arm.digest for arm in result.arms if arm.name in arms}
 
 
 def _rate(bits: float | None) -> str:

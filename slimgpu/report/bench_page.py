@@ -1,7 +1,7 @@
 """A benchmark of cold starts as one page of HTML, which needs no network, no script and nothing beside it.
 
-All that comes from images or the machine is escaped twice over: control characters as `slimgpu.units.printable` does, and
-markup by the templates; and the page's own policy lets nothing be loaded or run.
+All that comes from images or the machine is escaped twice over: control characters as `slimgpu.units.printable` does,
+and markup by the templates; and the page's own policy lets nothing be loaded or run.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slimgpu.bench.results import ANSWER, WARM
 from slimgpu.report.bench_values import times_faster, verdict
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from slimgpu.report.bench_values import BenchValues
     from slimgpu.report.svg.bars import Stacks
 
-_NOTHING = "–"
+_NOTHING: Final = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _cold_start(values: BenchValues, arm: Arm, *, has_peers: bool) -> Iterator[C
         yield Cell(format_size(sum(sample.peers for sample in good) // len(good)) if good else _NOTHING)
     yield Cell(format_size(arm.stored + arm.weights_stored))
     yield Cell(format_size(arm.unpacked))
-    yield Cell(times_faster(values.ratio(arm.name)).replace("-", "–") or _NOTHING)
+    yield Cell(times_faster(values.ratio(arm.name)) or _NOTHING)
 
 
 def _p50(figure: Figure | None) -> str:

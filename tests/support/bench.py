@@ -188,3 +188,32 @@ def _program(way: _Way, ready: float, fetched: float, jitter: Jitter) -> Iterato
     yield Span(Stage.LOAD, context, loaded)
     last = max(imported, loaded)
     yield Span(Stage.OUTPUT, last, last + jitter(1.2))
+
+
+HOSTILE = (
+    "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}[/red]\x1b[2J\x1b]0;x\x07\u202e\udcff"
+    + "W" * 300
+)
+
+
+def make_hostile() -> BenchResult:
+    """A result in which everything that an image, a program or a machine may say is meant to do harm."""
+    result = make_result(2)
+    names = {arm.name: f"{number}{HOSTILE}" for number, arm in enumerate(result.arms)}
+    arms = tuple(
+        replace(
+            arm, name=names[arm.name], what=HOSTILE, image=HOSTILE, digest=HOSTILE,
+            categories=tuple(replace(category, name=f"{category.name}{HOSTILE}") for category in arm.categories),
+        )
+        for arm in result.arms
+    )  # fmt: skip
+    samples = [
+        replace(
+            sample, arm=names[sample.arm], output=HOSTILE, failure=sample.failure and HOSTILE,
+            spans=tuple(replace(span, what=span.what and HOSTILE) for span in sample.spans),
+        )
+        for sample in result.samples
+    ]  # fmt: skip
+    machine = replace(result.machine, cpu=HOSTILE, disk=HOSTILE, gpu=HOSTILE, versions={HOSTILE: HOSTILE})
+    told = replace(result, arms=arms, command=(HOSTILE,), notes=(HOSTILE,), machine=machine, engine=HOSTILE)
+    return with_samples(told, samples)

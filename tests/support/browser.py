@@ -1,7 +1,7 @@
 """A real Chromium that shows pages without a screen, spoken to over two pipes.
 
-Source of the protocol: https://chromedevtools.github.io/devtools-protocol/ and, for the pipes, ``--remote-debugging-pipe``:
-JSON messages that end with a zero byte, read from descriptor 3 and written to 4.
+Source of the protocol: https://chromedevtools.github.io/devtools-protocol/. With ``--remote-debugging-pipe`` it is JSON
+messages that end with a zero byte, read from descriptor 3 and written to 4.
 """
 
 from __future__ import annotations

@@ -86,14 +86,17 @@ def make_timeline(sample: Sample, scale: Scale) -> Timeline:
         spans = [span for span in sample.spans if span.stage == stage]
         if spans:
             lanes = _lanes([span for span in spans if span.what]) if len(spans) > 1 else []
-            rows.append(_row(stage, spans, lanes, height, scale))
+            rows.append(_row(stage, spans, lanes, height, (scale, total)))
             height += 2 * _PAD + _BAR + (_LANE * len(lanes) + 1 if lanes else 0)
     told = "; ".join(f"{row.stage} {row.label}" for row in rows)
     end = f"first output {format_seconds(total)}"
     return Timeline(tuple(rows), height, scale.at(total), end, f"{told}; {end}")
 
 
-def _row(stage: Stage, spans: Sequence[Span], lanes: Sequence[Sequence[Span]], top: int, scale: Scale) -> Row:
+def _row(
+    stage: Stage, spans: Sequence[Span], lanes: Sequence[Sequence[Span]], top: int, axis: tuple[Scale, float]
+) -> Row:
+    scale, total = axis
     whole = stretches(spans)
     bars = [_bar(begin, end, top + _PAD, stage, scale) for begin, end in whole]
     first = top + _PAD + _BAR + 2
@@ -102,7 +105,7 @@ def _row(stage: Stage, spans: Sequence[Span], lanes: Sequence[Sequence[Span]], t
         for number, lane in enumerate(lanes)
         for span in lane
     ]
-    at, side = _label(bars[0].x, scale.at(whole[-1][1]))
+    at, side = _label(bars[0].x, scale.at(whole[-1][1]), scale.at(total))
     label = format_seconds(sum(end - begin for begin, end in whole))
     middle = top + _PAD + _BAR // 2
     return Row(stage, KINDS[stage], middle, tuple(bars), tuple(parts), label, at, side)
@@ -114,10 +117,13 @@ def _bar(begin: float, end: float, y: int, name: str, scale: Scale) -> Bar:
     return Bar(min(scale.at(begin), 100 - _THINNEST), round(width, 3), y, title)
 
 
-def _label(begin: float, end: float) -> tuple[float, str]:
-    if end < 100 - _ROOM:
+def _label(begin: float, end: float, output: float) -> tuple[float, str]:
+    """Where a stage's time stands: not beyond the chart, and not on the line of the first output."""
+    if end < 100 - _ROOM and not end < output < end + _ROOM:
         return end, "after"
-    return (begin, "before") if begin > _ROOM else (end, "inside")
+    if begin > _ROOM:
+        return begin, "before"
+    return end, "after" if end < 100 - _ROOM else "inside"
 
 
 def _lanes(spans: Iterable[Span]) -> list[list[Span]]:
