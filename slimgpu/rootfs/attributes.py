@@ -12,7 +12,7 @@ from slimgpu.rootfs.entry import Kind
 if TYPE_CHECKING:
     from slimgpu.rootfs.entry import Entry
 
-_OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
+OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
 """What overlayfs itself reads: an image that sets one could lead it anywhere."""
 _NOT_OURS: Final = (errno.EPERM, errno.EINVAL)
 """No privileges, or none over this owner in a user namespace."""
@@ -71,7 +71,7 @@ class Attributes:
     def _xattrs(self, file: int | str, entry: Entry, *, follow: bool) -> None:
         lacks = False
         for name, value in entry.xattrs:
-            if name.startswith(_OVERLAY):
+            if name.startswith(OVERLAY_XATTRS):
                 lacks = True
                 continue
             try:
