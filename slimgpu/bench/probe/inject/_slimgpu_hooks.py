@@ -297,8 +297,8 @@ def _named(values: "list[Any]") -> str:
             if hasattr(value, "read"):
                 return str(getattr(value, "name", ""))
         for value in values:
-            configuration = vars(value) if hasattr(value, "__dict__") else {}
-            model = vars(configuration.get("model_config", value)).get("model")
+            configuration = getattr(value, "__dict__", {}).get("model_config", value)
+            model = getattr(configuration, "__dict__", {}).get("model")
             if isinstance(model, str):
                 return model
     except Exception:

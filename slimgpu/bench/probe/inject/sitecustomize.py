@@ -50,7 +50,7 @@ class Told:
             if not self._is_open():
                 self._open()
             line = '{"stage":"%s","begin":%.6f,"end":%.6f,"what":"%s","pid":%d}\n'
-            os.write(self._descriptor, (line % (stage, begin, end, _plain(what), os.getpid())).encode("ascii"))
+            os.write(self._descriptor, (line % (stage, begin, end, _plain(what), os.getpid())).encode())
         except Exception:
             pass
 
@@ -143,7 +143,9 @@ def _start(now: float) -> None:
     if path:
         told = Told(path)
         sys.meta_path.insert(0, Finder(told))
-        told.tell("interpreter", _began(told.is_empty()), now, "Python %d.%d.%d" % sys.version_info[:3])
+        begin = _began(told.is_empty())
+        if 0 < begin <= now:
+            told.tell("interpreter", begin, now, "Python %d.%d.%d" % sys.version_info[:3])
 
 
 TYPE_CHECKING = False  # typing would take longer than all of this
