@@ -74,6 +74,7 @@ def _enter_namespaces(specification: Specification) -> bool:
         ):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123 - pathlib takes long to import
                 file.write(text)
+        linux.pass_on_capabilities()  # to the first process, which may not be user 0
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
     return mapped
 

@@ -33,8 +33,8 @@ PR_SET_PDEATHSIG = 1
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
-PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION = 0x20080522
 
 _AF_INET, _SOCK_DGRAM, _SOCK_CLOEXEC = 2, 2, 0o2000000
@@ -81,9 +81,9 @@ def pivot_root() -> None:
     os.chdir("/")
 
 
-def prctl(operation: int, argument: int = 0) -> int:
+def prctl(operation: int, argument: int = 0, more: int = 0) -> int:
     """Ask for or change what holds for this process; see the manual of the system call."""
-    return _checked(_libc.prctl(operation, argument, 0, 0, 0), "the rights of a command")
+    return _checked(_libc.prctl(operation, argument, more, 0, 0), "the rights of a command")
 
 
 def sethostname(name: str) -> None:
@@ -94,13 +94,29 @@ def sethostname(name: str) -> None:
 
 def limit_capabilities(allowed: int) -> None:
     """Have no capability in effect that is not in the bits ``allowed``, and pass none on."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    _set_capabilities(_capabilities() & allowed, 0)
+
+
+def pass_on_capabilities() -> None:
+    """Let the next program have every capability that this one has, whatever user it is."""
+    held = _capabilities()
+    _set_capabilities(held, held)
+    for number in range(held.bit_length()):
+        if held >> number & 1:
+            prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+
+
+def _capabilities() -> int:
+    """The bits of those that this process may have in effect."""
     data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice, for 64 capabilities
-    _checked(_libc.capget(header, data), "the rights of a command")
-    for half in range(2):
-        permitted = data[3 * half + 1] & (allowed >> 32 * half)
-        data[3 * half : 3 * half + 3] = [permitted, permitted, 0]
-    _checked(_libc.capset(header, data), "the rights of a command")
+    _checked(_libc.capget((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), data), "the rights of a command")
+    return int(data[1]) | int(data[4]) << 32
+
+
+def _set_capabilities(held: int, inherited: int) -> None:
+    low, high = (held & 0xFFFFFFFF, inherited & 0xFFFFFFFF), (held >> 32, inherited >> 32)
+    data = (ctypes.c_uint32 * 6)(low[0], low[0], low[1], high[0], high[0], high[1])
+    _checked(_libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), data), "the rights of a command")
 
 
 def inet_socket() -> int:

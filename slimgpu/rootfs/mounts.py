@@ -35,6 +35,8 @@ _HIDDEN = (
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 """What user 0 may write without any capability: a core pattern is a program that this machine would run."""
 
+_MISSHAPEN = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
+
 
 class Root:
     """A directory that becomes the root; ``open_folder`` is its handle once it is a mount of our own.
@@ -101,10 +103,7 @@ class Root:
 
     def add_directory(self, path: str) -> None:
         """Where the command works, which engines make when the image lacks it."""
-        place = self._place(path, DIRECTORY)
-        if not stat.S_ISDIR(os.fstat(place).st_mode):
-            raise ImageError(f"the working directory {path} of the image is no directory; build the image again")
-        self._close(place)
+        self._close(self._place(path, DIRECTORY))
 
     def protect(self) -> None:
         """Hide or fix what would tell of, or change, this machine."""
@@ -155,10 +154,10 @@ class Root:
         try:
             return open_within(self._folder, path, create, follow=follow)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG):
+            if error.errno in _MISSHAPEN:
                 raise ImageError(
-                    f"{path} of the image cannot be mounted on: it is, or lies behind, a link or a file "
-                    f"({error.strerror})"
+                    f"{path} of the image is no place for a {create or 'mount'} that its commands need "
+                    f"({error.strerror}); build the image without it"
                 ) from error
             if error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
                 raise SlimgpuError(

@@ -20,8 +20,8 @@ FILE = "file"
 def open_within(root: int, path: str, create: str = "", *, follow: bool = True) -> int:
     """An ``O_PATH`` handle of what ``path`` names in the directory ``root``; the caller closes it.
 
-    ``create`` makes what is missing: an empty `FILE` or a `DIRECTORY`, and the directories to it. ``follow`` False
-    takes no link as any part. Raises OSError.
+    ``create`` makes what is missing, an empty `FILE` or a `DIRECTORY`, and the directories to it; what is there has to
+    be a directory then, or none. ``follow`` False takes no link as any part. Raises OSError.
     """
     opened = [os.dup(root)]
     pending = path.split("/")[::-1]
@@ -40,6 +40,9 @@ def open_within(root: int, path: str, create: str = "", *, follow: bool = True) 
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
                     text = _taken_link(opened)
                     pending += text.split("/")[::-1]
+        if create and stat.S_ISDIR(os.fstat(opened[-1]).st_mode) != (create == DIRECTORY):
+            number = errno.ENOTDIR if create == DIRECTORY else errno.EISDIR
+            raise OSError(number, os.strerror(number), path)
         return opened.pop()
     finally:
         for handle in opened:
