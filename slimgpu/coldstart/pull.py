@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.coldstart.flow import Flow, Incoming, slot_count
-from slimgpu.coldstart.join import EMPTY, copy_attributes, join, new_root
+from slimgpu.coldstart.join import EMPTY, copy_root, join, new_root
 from slimgpu.coldstart.memory import SharedMemory
 from slimgpu.coldstart.unpacker import RANGE, Job, Unpacked, Unpacker, unpackers
 from slimgpu.errors import DestinationError, SlimgpuError
@@ -136,7 +136,7 @@ def _mounted(place: Path, layers: int) -> Iterator[Path]:
     lower = [*(str(number) for number in reversed(range(layers)))] or [EMPTY]
     upper = place / f"{_ROOT}.upper"
     upper.mkdir()
-    copy_attributes(place / lower[0], upper)
+    copy_root(place / lower[0], upper)
     with overlaid(place, lower, _ROOT, writable=True) as root:
         yield root
 

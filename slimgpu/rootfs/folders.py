@@ -38,6 +38,13 @@ class Place(NamedTuple):
         """The real path of what it holds."""
         return f"{self.real}/{name}" if self.real else name
 
+    def kind(self, name: str) -> int | None:
+        """The type of file that has the name, of `stat.S_IFMT`; None when there is none."""
+        try:
+            return stat.S_IFMT(os.stat(name, dir_fd=self.handle, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return None
+
     def names(self) -> list[str]:
         """What it holds."""
         return os.listdir(self.handle)  # noqa: PTH208 - an open directory has no path
@@ -202,9 +209,5 @@ class Remover:
 
     def _inside(self, place: Place, name: str) -> list[str] | None:
         """What a directory holds; None for what is none."""
-        try:
-            is_directory = stat.S_ISDIR(os.stat(name, dir_fd=place.handle, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return None
-        inside = self._folders.find(place.below(name)) if is_directory else None
+        inside = self._folders.find(place.below(name)) if place.kind(name) == stat.S_IFDIR else None
         return None if inside is None else inside.names()
