@@ -114,7 +114,7 @@ class Folders:
                 continue
             links += 1
             if links > _MAX_LINKS:
-                raise AstrayError(f"its parent {path!r} is a symlink to no directory")
+                raise AstrayError(f"symlinks on its way, {path!r}, do not end")
             place = self._root if child.startswith("/") else place
             pending += child.split("/")[::-1]
         if place.real != path:
@@ -141,7 +141,7 @@ class Folders:
             return self._enter(place, part, real)
         except FileNotFoundError:
             if not make:
-                raise AstrayError(f"{real!r} is not there") from None
+                raise AstrayError(f"a symlink on its way leads to {real!r}, which is not there") from None
         except OSError as error:
             if error.errno not in _NO_DIRECTORY:
                 raise
