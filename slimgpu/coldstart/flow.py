@@ -33,6 +33,9 @@ class Incoming:
     """A blob on its way."""
 
     job: Job
+    once_more: bool = False
+    """Whether an earlier attempt came to something wrong."""
+    given_up: bool = False
     reader: Unpacker | None = None
     asked: int = 0
     """Bytes from the beginning that have been asked for."""
@@ -109,6 +112,16 @@ class Flow:
         self._slots.give(slot)
         blob.held -= 1
 
+    def give_up(self, blob: Incoming) -> None:
+        """Nobody wants the blob any more; what its reader has is yet to be freed."""
+        with self._lock:
+            blob.given_up, blob.reader = True, None
+            for slot in blob.here.values():
+                self.free(blob, slot)
+            blob.here.clear()
+        if blob in self._waiting:
+            self._waiting.remove(blob)
+
     def advance(self) -> None:
         """Ask for as much as there is room for; raises the error that ended the fetching."""
         self._schedule.wait(0)
@@ -152,8 +165,9 @@ class Flow:
             self._schedule.give_back(each, source, error)
             return
         with self._lock:
-            if each.done:  # another connection was faster
+            if each.done or blob.given_up:  # another connection was faster
                 self._slots.give(slot)
+                blob.held -= blob.given_up and not each.done
             else:
                 self._arrive(blob, each, slot)
             self._schedule.complete(each, source)

@@ -46,7 +46,7 @@ def join(place: Path, layers: Sequence[Extracted], again: Callable[[int, Path], 
     joined: list[Extracted] = []
     for number, layer in enumerate(layers):
         below = [str(lower) for lower in reversed(range(number))] + [EMPTY]
-        if layer.leans or not _adopt(place, number, layer.implicit, below):
+        if layer.leans or not _adopt(place, number, layer, below):
             joined.append(_unpack_onto(place, number, below, again))
         else:
             joined.append(layer)
@@ -58,32 +58,37 @@ def _unpack_onto(place: Path, number: int, below: Sequence[str], again: Callable
     name = f"{number}.again"
     upper = place / f"{name}.upper"
     upper.mkdir()
-    copy_attributes(place / below[0], upper)
+    copy_root(place / below[0], upper)
     with overlaid(place, below, name, writable=True) as root:
         extracted = again(number, root)
     upper.rename(place / str(number))
     return extracted
 
 
-def _adopt(place: Path, number: int, implicit: Sequence[str], below: Sequence[str]) -> bool:
-    """Give directories that the layer does not name what those below say; False where they have something else."""
+def _adopt(place: Path, number: int, layer: Extracted, below: Sequence[str]) -> bool:
+    """Have directories that the layer does not name be like those below, and only what is there be hidden.
+
+    False when that hangs on links.
+    """
     own = place / str(number)
-    if "" in implicit:
-        copy_attributes(place / below[0], own)
-    if not any(implicit):
+    if "" in layer.implicit:
+        copy_root(place / below[0], own)
+    directories = list(filter(None, layer.implicit))
+    if not directories and not layer.whiteouts:
         return True
-    with _together(place, below) as root, Folders(root, alone=False) as found:
-        missing = []
-        for path in filter(None, implicit):
-            present = found.find(path)
-            if present is None and not _is_there(found, path):
-                missing.append(path)
-            elif present is None or present.real != path:
-                return False
+    with _together(place, below) as root, Folders(root, alone=True) as lower, Folders(own, alone=True) as upper:
+        if not all(_is_straight(lower, path) for path in (*directories, *map(_above, layer.whiteouts))):
+            return False
+        for path in layer.whiteouts:
+            found = lower.find(_above(path))
+            if found is None or found.kind(_name(path)) is None:
+                _drop(upper, path)
+        for path in reversed(directories):
+            found = lower.find(path)
+            if found is None:
+                _drop(upper, path)
             else:
-                copy_attributes(root / path, own / path)
-    for path in reversed(missing):
-        _drop_if_bare(own / path)
+                _copy_attributes(found.handle, upper.open(path).handle)
     return True
 
 
@@ -91,32 +96,49 @@ def _together(place: Path, below: Sequence[str]) -> AbstractContextManager[Path]
     return overlaid(place, below, _BELOW, writable=False) if len(below) > 1 else nullcontext(place / EMPTY)
 
 
-def _is_there(folders: Folders, path: str) -> bool:
-    above, _, name = path.rpartition("/")
-    place = folders.find(above)
-    return place is not None and place.real == above and name in place.names()
+def _above(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
-def _drop_if_bare(folder: Path) -> None:
-    """Remove a directory that only holds whiteouts, which hide nothing."""
-    if all(_is_whiteout(path) for path in folder.iterdir()):
-        before = folder.parent.stat()
-        shutil.rmtree(folder)
-        os.utime(folder.parent, ns=(before.st_atime_ns, before.st_mtime_ns))
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
-def _is_whiteout(path: Path) -> bool:
-    found = path.lstat()
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+def _is_straight(folders: Folders, path: str) -> bool:
+    """Whether there are only directories on the way to a path and at its end, as far as anything is there."""
+    while (place := folders.find(path)) is None:
+        above = folders.find(_above(path))
+        if above is not None:
+            return above.real == _above(path) and above.kind(_name(path)) is None
+        path = _above(path)
+    return place.real == path
 
 
-def copy_attributes(source: Path, target: Path) -> None:
+def _drop(folders: Folders, path: str) -> None:
+    """Remove a whiteout, or a directory that only had such; another directory stays as it is."""
+    place = folders.open(_above(path))
+    before = os.fstat(place.handle)
+    with suppress(OSError):
+        if place.kind(_name(path)) == stat.S_IFDIR:
+            os.rmdir(_name(path), dir_fd=place.handle)
+        else:
+            os.unlink(_name(path), dir_fd=place.handle)
+    os.utime(place.handle, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def copy_root(source: Path, target: Path) -> None:
+    """Make the root of one layer like that of another."""
+    with Folders(source, alone=True) as one, Folders(target, alone=True) as other:
+        _copy_attributes(one.open("").handle, other.open("").handle)
+
+
+def _copy_attributes(source: int, target: int) -> None:
     """Make a directory like another one."""
-    found = source.stat()
-    os.chown(target, found.st_uid, found.st_gid)
+    found = os.fstat(source)
+    os.fchown(target, found.st_uid, found.st_gid)
     for name in os.listxattr(source):
         if not name.startswith(OVERLAY_XATTRS):
             with suppress(PermissionError):  # the kernel's own
                 os.setxattr(target, name, os.getxattr(source, name))
-    target.chmod(stat.S_IMODE(found.st_mode))
+    os.fchmod(target, stat.S_IMODE(found.st_mode))
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))

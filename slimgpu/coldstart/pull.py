@@ -7,6 +7,7 @@ to one directory, one after another.
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.coldstart.flow import Flow, Incoming, slot_count
-from slimgpu.coldstart.join import EMPTY, copy_attributes, join, new_root
+from slimgpu.coldstart.join import EMPTY, copy_root, join, new_root
 from slimgpu.coldstart.memory import SharedMemory
-from slimgpu.coldstart.unpacker import RANGE, Job, Unpacked, Unpacker, unpackers
-from slimgpu.errors import DestinationError, SlimgpuError
+from slimgpu.coldstart.unpacker import RANGE, Crew, Job, Unpacked, Unpacker
+from slimgpu.errors import DestinationError, ImageError, SlimgpuError
 from slimgpu.events import Event, Stage, stage
 from slimgpu.oci.digest import digest_bytes
 from slimgpu.rootfs.attributes import LeftOut
 from slimgpu.store.mounts import MAX_LAYERS, can_overlay, overlaid
 from slimgpu.store.transport import open_image_ranges
 from slimgpu.store.workspace import workspace
+from slimgpu.weights.slots import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +86,7 @@ def pulled(
     with _place(folder) as place, ExitStack() as stack:
         is_overlay = can_overlay(place)
         processes = min(max(2, context.jobs), _MOST_PROCESSES) if is_overlay else 1
-        with _memory(processes, connections) as memory, unpackers(processes, memory) as crew, ExitStack() as opened:
+        with _memory(processes, connections) as memory, Crew(processes, memory) as crew, ExitStack() as opened:
             with stage(events, Stage.RESOLVE, str(reference)):
                 image, source = opened.enter_context(
                     open_image_ranges(reference, platform, context.cache, context.progress)
@@ -95,7 +97,7 @@ def pulled(
             flow = Flow([source], memory, processes, connections, task)
             opened.callback(flow.stop)
             flow.start()
-            pull = _Pull(image, place, flow, crew if is_overlay else crew[:1], events)
+            pull = _Pull(image, place, flow, crew, events)
             layers = pull.side_by_side() if is_overlay else pull.one_by_one()
         root = stack.enter_context(_mounted(place, len(image.layers))) if is_overlay else place / _ROOT
         yield PulledImage(
@@ -136,7 +138,7 @@ def _mounted(place: Path, layers: int) -> Iterator[Path]:
     lower = [*(str(number) for number in reversed(range(layers)))] or [EMPTY]
     upper = place / f"{_ROOT}.upper"
     upper.mkdir()
-    copy_attributes(place / lower[0], upper)
+    copy_root(place / lower[0], upper)
     with overlaid(place, lower, _ROOT, writable=True) as root:
         yield root
 
@@ -144,7 +146,7 @@ def _mounted(place: Path, layers: int) -> Iterator[Path]:
 class _Pull:
     """The layers of one image on their way to the disk."""
 
-    def __init__(self, image: Image, place: Path, flow: Flow, crew: Sequence[Unpacker], events: Events) -> None:
+    def __init__(self, image: Image, place: Path, flow: Flow, crew: Crew, events: Events) -> None:
         self._image = image
         self._place = place
         self._flow = flow
@@ -170,39 +172,54 @@ class _Pull:
         root = self._place / _ROOT
         new_root(root)
         jobs = [(number, self._job(number, root, alone=False)) for number in range(len(self._image.layers))]
-        found = self._run(jobs)
+        found = self._run(jobs, most=1)
         return [found[number] for number, _ in jobs]
 
     def _job(self, number: int, folder: Path, *, alone: bool) -> Job:
         layer = self._image.layers[number]
         return Job(str(folder), alone, layer.descriptor.digest, layer.descriptor.size, layer.diff_id)
 
-    def _run(self, jobs: Sequence[tuple[int, Job]]) -> dict[int, Unpacked]:
-        """Have the processes take layers in their order, and wait for all of them."""
+    def _run(self, jobs: Sequence[tuple[int, Job]], most: int | None = None) -> dict[int, Unpacked]:
+        """Have the processes, ``most`` of them at once, take layers in their order, and wait for all of them."""
         queue = [(number, Incoming(job)) for number, job in jobs]
         for _, blob in queue:
             self._flow.add(blob)
-        idle, done = list(self._crew), dict[int, Unpacked]()
-        busy = dict[Connection, tuple[Unpacker, int, Incoming]]()
+        done: dict[int, Unpacked] = {}
+        busy: dict[Connection, tuple[Unpacker, int, Incoming]] = {}
         while queue or busy:
-            while queue and idle:
-                unpacker, (number, blob) = idle.pop(0), queue.pop(0)
+            while queue and self._crew.idle and len(busy) < (most or len(jobs)):
+                unpacker, (number, blob) = self._crew.idle.pop(0), queue.pop(0)
                 self._flow.give(blob, unpacker)
                 busy[unpacker.connection] = unpacker, number, blob
             self._flow.advance()
             ready = wait(list(busy), _TICK)
             for connection, (unpacker, number, blob) in [each for each in busy.items() if each[0] in ready]:
                 said = unpacker.hear()
+                if isinstance(said, Slot):
+                    self._flow.free(blob, said)
+                    continue
+                del busy[connection]
                 if isinstance(said, SlimgpuError):
-                    raise said
-                if isinstance(said, Unpacked):
+                    queue.insert(0, (number, self._once_more(blob, unpacker, said)))
+                else:
                     self._tell(blob)
                     done[number] = said
-                    idle.append(unpacker)
-                    del busy[connection]
-                else:
-                    self._flow.free(blob, said)
+                    self._crew.idle.append(unpacker)
         return done
+
+    def _once_more(self, blob: Incoming, unpacker: Unpacker, error: SlimgpuError) -> Incoming:
+        """The blob anew, where it may have been damaged on its way; else raises the error."""
+        if blob.once_more or not blob.job.alone or not isinstance(error, ImageError):
+            raise error
+        self._flow.give_up(blob)
+        for slot in self._crew.replace(unpacker):
+            self._flow.free(blob, slot)
+        folder = Path(blob.job.folder)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        again = Incoming(blob.job, once_more=True)
+        self._flow.add(again)
+        return again
 
     def _tell(self, blob: Incoming) -> None:
         self._events.tell(Event(Stage.PULL, blob.began, blob.arrived, blob.job.digest))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from slimgpu.errors import SlimgpuError
 from slimgpu.oci.digest import verified
@@ -84,10 +84,8 @@ class Unpacker:
         self._send((slot.number, size))
 
     def _send(self, message: object) -> None:
-        try:
+        with suppress(OSError):  # it has ended, and `hear` says why
             self.connection.send(message)
-        except OSError as error:
-            raise _killed() from error
 
     def hear(self) -> Slot | Unpacked | SlimgpuError:
         """What it says next: a slot that is free again, or how the layer went, an error being its last word."""
@@ -113,17 +111,40 @@ def _killed() -> SlimgpuError:
     )
 
 
-@contextmanager
-def unpackers(count: int, memory: SharedMemory) -> Iterator[list[Unpacker]]:
-    """So many processes, which are gone when the block ends."""
-    crew: list[Unpacker] = []
-    try:
-        for _ in range(count):
-            crew.append(Unpacker(memory))  # noqa: PERF401 - those that were started are ended, should one fail
-        yield crew
-    finally:
-        for unpacker in crew:
+class Crew:
+    """Processes, which are gone when the block ends."""
+
+    def __init__(self, count: int, memory: SharedMemory) -> None:
+        self._count = count
+        self._memory = memory
+        self._all: list[Unpacker] = []
+        self.idle: list[Unpacker] = []
+        """Those that may be given something to do; who gives it takes them out, and puts them back."""
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self._count):
+                self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for unpacker in self._all:
             unpacker.end()
+
+    def _start(self) -> None:
+        unpacker = Unpacker(self._memory)
+        self._all.append(unpacker)
+        self.idle.append(unpacker)
+
+    def replace(self, unpacker: Unpacker) -> list[Slot]:
+        """Another one in the place of one that has failed; gives the slots that it had."""
+        self._all.remove(unpacker)
+        lent = unpacker.end()
+        self._start()
+        return lent
 
 
 def _serve(connection: Connection[Any, Any], memory: SharedMemory) -> None:

@@ -26,7 +26,7 @@ from slimgpu.rootfs.tarread import TarReader
 from slimgpu.rootfs.whiteouts import EVERYTHING, hidden_by, is_whiteout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from slimgpu.rootfs.folders import Place
@@ -68,8 +68,10 @@ class Extracted:
     left_out: LeftOut
     implicit: tuple[str, ...]
     """Directories that the layer holds things in but does not name, parents first; '' is the root."""
+    whiteouts: tuple[str, ...]
+    """Files that stand for what is hidden below; only of a layer that is alone."""
     leans: bool
-    """Whether it refers to files of lower layers, and so must be written onto those; only of one that is alone."""
+    """Whether what it means hangs on lower layers, and it must be written onto those; only of one that is alone."""
 
 
 def extract(tar: TarContent, root: Path, what: str, *, alone: bool) -> Extracted:
@@ -95,6 +97,7 @@ class _Extractor:
         """Real paths of what this layer brought, which its own whiteouts do not hide; empty when it is alone."""
         self._whiteouts: list[Entry] = []
         self._opaque: set[str] = set()
+        self._marked: list[str] = []
         self._leans = False
         self._entries = 0
 
@@ -112,17 +115,22 @@ class _Extractor:
             else:
                 self._guarded(self._hide, entry)
         check_holes(holes, length, self._what)
-        for entry in self._whiteouts:
-            self._guarded(self._mark, entry)
+        for step in (self._open_up, self._mark):
+            for entry in self._whiteouts:
+                self._guarded(step, entry)
         self._guarded(self._finish, _IMPLICIT)
         implicit = sorted({*self._folders.made, ""} - self._directories.keys())
-        return Extracted(self._entries, self._attributes.left_out, tuple(implicit), self._leans or self._folders.leans)
+        leans = self._leans or self._folders.leans
+        left_out = self._attributes.left_out
+        return Extracted(self._entries, left_out, tuple(implicit), tuple(self._marked), leans)
 
     def _guarded(self, step: Callable[[Entry], None], entry: Entry) -> None:
         try:
             step(entry)
         except AstrayError as error:
-            raise self._refuse(entry, str(error)) from None
+            if not self._alone:
+                raise self._refuse(entry, str(error)) from None
+            self._leans = True
         except OSError as error:
             if error.errno not in _DISK:
                 raise self._refuse(entry, error.strerror or str(error)) from error
@@ -148,8 +156,8 @@ class _Extractor:
         try:
             self._make(place, name, entry)
         except FileExistsError:
-            self._remover.remove(place.below(name))
-            self._make(self._folders.open(entry.parent), name, entry)
+            place = self._cleared(place, name)
+            self._make(place, name, entry)
         if not self._alone:
             self._written.add(place.below(name))
 
@@ -201,11 +209,8 @@ class _Extractor:
             return
         place = self._folders.open(entry.parent)
         real = place.below(entry.name)
-        if self._present(place, entry.name) not in (None, stat.S_IFDIR):
-            self._remover.remove(real)
-            place = self._folders.open(entry.parent)
-            if self._alone:
-                self._opaque.add(real)  # what it replaced had hidden the lower layers' directory
+        if place.kind(entry.name) not in (None, stat.S_IFDIR):
+            place = self._cleared(place, entry.name)
         with suppress(FileExistsError):
             os.mkdir(entry.name, 0o700, dir_fd=place.handle)
             self._folders.named.add(real)
@@ -213,18 +218,16 @@ class _Extractor:
         if not self._alone:
             self._written.add(real)
 
-    @staticmethod
-    def _present(place: Place, name: str) -> int | None:
-        """The type of what is there."""
-        try:
-            return stat.S_IFMT(os.stat(name, dir_fd=place.handle, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return None
+    def _cleared(self, place: Place, name: str) -> Place:
+        """The directory without what has that name in it."""
+        self._leans |= self._alone and place.kind(name) != stat.S_IFREG  # others may have been gone through
+        self._remover.remove(place.below(name))
+        return self._folders.open(place.real)
 
     def _hardlink(self, entry: Entry) -> None:
         above, _, target = entry.link.rpartition("/")
         source = self._folders.find(above)
-        kind = None if source is None or not target else self._present(source, target)
+        kind = None if source is None or not target else source.kind(target)
         if kind is None and self._alone:
             self._leans = True
             return
@@ -248,8 +251,7 @@ class _Extractor:
                 return
             spare = uuid4().hex  # what is removed may hold the only other link
             os.link(target, spare, src_dir_fd=source, dst_dir_fd=place.handle, follow_symlinks=False)
-            self._remover.remove(real)
-            place = self._folders.open(entry.parent)
+            place = self._cleared(place, name)
             os.rename(spare, name, src_dir_fd=place.handle, dst_dir_fd=place.handle)
 
     def _hide(self, entry: Entry) -> None:
@@ -260,18 +262,30 @@ class _Extractor:
         for name in place.names() if hidden == EVERYTHING else [hidden]:
             self._remover.remove(place.below(name), self._written)
 
-    def _mark(self, entry: Entry) -> None:
-        """Write a whiteout as overlayfs wants it; what the layer itself has under the hidden name stays."""
+    def _open_up(self, entry: Entry) -> None:
+        """Note the directories that nothing of lower layers is to be seen in."""
         hidden = hidden_by(entry.name)
         if hidden is None:
             return
         place = self._folders.open(entry.parent)
+        self._leans |= place.real != entry.parent  # lower layers may have something else than this link
         if hidden == EVERYTHING:
             self._opaque.add(place.real)
-        elif (kind := self._present(place, hidden)) == stat.S_IFDIR:
+        elif place.kind(hidden) == stat.S_IFDIR:
             self._opaque.add(place.below(hidden))
-        elif kind is None:
+
+    def _mark(self, entry: Entry) -> None:
+        """Write a whiteout as overlayfs wants it, but where the layer has something of that name itself.
+
+        Nor does overlayfs expect one where nothing of lower layers is seen, and lists it as a file.
+        """
+        hidden = hidden_by(entry.name)
+        if not hidden:
+            return
+        place = self._folders.open(entry.parent)
+        if place.kind(hidden) is None and self._opaque.isdisjoint(_upwards(place.real)):
             os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=place.handle)
+            self._marked.append(place.below(hidden))
 
     def _finish(self, _: Entry) -> None:
         """Directories get their attributes when nothing changes them any more, lower ones before those above."""
@@ -288,6 +302,14 @@ class _Extractor:
                 found = self._folders.touched[path]
                 os.fchmod(place.handle, stat.S_IMODE(found.st_mode))
                 os.utime(place.handle, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """The path, those above it, and the root."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+    yield ""
 
 
 def write_all(handle: int, data: bytes | memoryview) -> None:

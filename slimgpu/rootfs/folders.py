@@ -38,6 +38,13 @@ class Place(NamedTuple):
         """The real path of what it holds."""
         return f"{self.real}/{name}" if self.real else name
 
+    def kind(self, name: str) -> int | None:
+        """The type of file that has the name, of `stat.S_IFMT`; None when there is none."""
+        try:
+            return stat.S_IFMT(os.stat(name, dir_fd=self.handle, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return None
+
     def names(self) -> list[str]:
         """What it holds."""
         return os.listdir(self.handle)  # noqa: PTH208 - an open directory has no path
@@ -107,7 +114,7 @@ class Folders:
                 continue
             links += 1
             if links > _MAX_LINKS:
-                raise AstrayError(f"its parent {path!r} is a symlink to no directory")
+                raise AstrayError(f"symlinks on its way, {path!r}, do not end")
             place = self._root if child.startswith("/") else place
             pending += child.split("/")[::-1]
         if place.real != path:
@@ -134,7 +141,7 @@ class Folders:
             return self._enter(place, part, real)
         except FileNotFoundError:
             if not make:
-                raise AstrayError(f"{real!r} is not there") from None
+                raise AstrayError(f"a symlink on its way leads to {real!r}, which is not there") from None
         except OSError as error:
             if error.errno not in _NO_DIRECTORY:
                 raise
@@ -202,9 +209,5 @@ class Remover:
 
     def _inside(self, place: Place, name: str) -> list[str] | None:
         """What a directory holds; None for what is none."""
-        try:
-            is_directory = stat.S_ISDIR(os.stat(name, dir_fd=place.handle, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return None
-        inside = self._folders.find(place.below(name)) if is_directory else None
+        inside = self._folders.find(place.below(name)) if place.kind(name) == stat.S_IFDIR else None
         return None if inside is None else inside.names()
