@@ -1,7 +1,8 @@
 """The helper that shapes connections: it hands bytes from socket to socket within the kernel (``splice``), at a rate.
 
-One connection's rate is the kernel's to keep (``SO_MAX_PACING_RATE``, which TCP heeds without a queue's help); what
-several share is a bucket's. Only what servers send is limited.
+Only what servers send is limited: by buckets, and one connection's rate by the kernel (``SO_MAX_PACING_RATE``), which
+is exact on a busy machine, too. It lets the first ten packets of a connection pass, though, and they are large here, so
+these wait in a bucket.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from slimgpu.bench.link.delay import PACKET
 from slimgpu.bench.link.helper import say, serve
 from slimgpu.bench.link.pump import Bucket, Tally, pump, pump_late
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SO_MAX_PACING_RATE: Final = 47
+_UNPACED: Final = 10 * PACKET
 _WAITING: Final = 128
 
 
@@ -129,6 +132,7 @@ class _Proxy:
             if self._connection and not route.peer:
                 rate = struct.pack("=Q", int(self._connection / 8))
                 client.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+                buckets.insert(0, Bucket(self._connection, _UNPACED))
             up, told = (pump_late, (self._trip,)) if self._trip else (pump, ())
             upward = threading.Thread(target=up, args=(client, server, *told), daemon=True)
             upward.start()

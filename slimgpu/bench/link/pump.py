@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import socket
 import threading
@@ -22,9 +23,10 @@ _F_SETPIPE_SZ: Final = 1031
 
 
 class Bucket:
-    """Hands out bytes at a rate; several threads may take from one."""
+    """Hands out bytes at a rate, or only the first ``count`` of them; several threads may take from one."""
 
-    def __init__(self, bits_per_second: float) -> None:
+    def __init__(self, bits_per_second: float, count: float = math.inf) -> None:
+        self._left = count
         self._seconds_each = 8 / bits_per_second
         self.piece = min(_PIPE, max(PACKET, int(bits_per_second / 8 * _CREDIT_SECONDS)))
         """What to take at most at once, so that a slow link doesn't come in lumps."""
@@ -33,7 +35,10 @@ class Bucket:
 
     def take(self, count: int) -> None:
         """Wait until ``count`` bytes more are due."""
+        if self._left <= 0:
+            return
         with self._lock:
+            self._left -= count
             now = time.monotonic()
             self._paid_until = max(self._paid_until, now - _CREDIT_SECONDS) + count * self._seconds_each
             pause = self._paid_until - now
