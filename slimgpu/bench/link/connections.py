@@ -5,17 +5,18 @@ Source: https://docs.kernel.org/networking/proc_net_tcp.html
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
-from pathlib import Path
 from socket import inet_aton
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_TABLE: Final = Path("/proc/thread-self/net/tcp")
+_TABLE: Final = "/proc/thread-self/net/tcp"
 _ESTABLISHED: Final = "01"
+_READ: Final = 1 << 16
 _PAUSE: Final = 0.01
 
 
@@ -23,7 +24,7 @@ class Connections:
     """Those to one address from the network namespace in which this is made; its table stays open."""
 
     def __init__(self, address: str) -> None:
-        self._table = _TABLE.open("rb", buffering=0)
+        self._table = os.open(_TABLE, os.O_RDONLY)
         (number,) = struct.unpack("=I", inet_aton(address))
         self._wanted = f"{number:08X}:"
         self._lock = threading.Lock()
@@ -41,8 +42,9 @@ class Connections:
             self._most = self._now()
 
     def _now(self) -> int:
-        self._table.seek(0)
-        rows = (line.split() for line in self._table.readall().decode().splitlines()[1:])
+        os.lseek(self._table, 0, os.SEEK_SET)
+        text = b"".join(iter(lambda: os.read(self._table, _READ), b"")).decode()
+        rows = (line.split() for line in text.splitlines()[1:])
         return sum(1 for row in rows if row[2].startswith(self._wanted) and row[3] == _ESTABLISHED)
 
 

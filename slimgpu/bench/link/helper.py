@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from slimgpu.errors import MissingComponentError
@@ -38,11 +38,9 @@ class Helper:
         """Its answer; any thread may ask."""
         assert self._process.stdin is not None
         with self._lock:
-            try:
+            with suppress(BrokenPipeError):  # it has ended, and has left its reason
                 self._process.stdin.write(f"{question}\n")
                 self._process.stdin.flush()
-            except BrokenPipeError:
-                pass  # it has ended, and has left its reason
             return self._listen()
 
     def _listen(self) -> Any:
@@ -77,7 +75,8 @@ def helper(what: str, arguments: Sequence[str], prefix: Sequence[str] = (), modu
 def _end(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.close()
+    with suppress(BrokenPipeError):  # it was killed before it read our last question
+        process.stdin.close()
     try:
         process.wait(_ENDS_WITHIN)
     except subprocess.TimeoutExpired:
