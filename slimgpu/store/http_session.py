@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.retry import Retry
 
 from slimgpu import __version__
 from slimgpu.errors import RegistryError
+from slimgpu.store.http_pace import PacedAdapter
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
 TIMEOUT: Final = (10.0, 60.0)
-"""Seconds to connect, and to wait for the next bytes."""
+"""Seconds to connect, and to wait for the next bytes, or for what `slimgpu.store.http_pace` asks of so long a time."""
 UPLOAD_TIMEOUT: Final = (10.0, 600.0)
 """The same for uploads: storage behind a registry may take minutes to take over a blob of many gigabytes."""
 RANGE_TIMEOUT: Final = (5.0, 10.0)
@@ -33,7 +34,14 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class _BoundedRetry(Retry):
-    """A server may ask us to wait, but not for hours."""
+    """A server may ask us to wait, but not for hours; and one that let us wait is asked once more, not four times."""
+
+    def increment(self, method: str | None = None, url: str | None = None, *others: Any, **named: Any) -> Self:
+        """See `Retry.increment`."""
+        error = named.get("error")
+        if isinstance(error, ReadTimeoutError) and any(isinstance(each.error, type(error)) for each in self.history):
+            raise error
+        return super().increment(method, url, *others, **named)
 
     def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
         seconds = super().get_retry_after(response)
@@ -63,12 +71,12 @@ class _Session(requests.Session):
         return settings
 
 
-def new_session() -> requests.Session:
-    """A session that any number of threads may use."""
+def new_session(*, retries: int = _RETRIES) -> requests.Session:
+    """A session that any number of threads may use; ``retries`` is for requests that can be sent again."""
     session = _Session()
     retry = _BoundedRetry(
-        total=_RETRIES,
-        connect=_CONNECT_RETRIES,
+        total=retries,
+        connect=min(retries, _CONNECT_RETRIES),
         other=0,
         backoff_factor=0.5,
         backoff_max=_BACKOFF_MAX,
@@ -78,7 +86,7 @@ def new_session() -> requests.Session:
         raise_on_status=False,
         raise_on_redirect=False,
     )
-    adapter = HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=retry)
+    adapter = PacedAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=retry)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     session.auth = _NoNetrc()

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final
 import requests
 
 from slimgpu.errors import NotFoundError, RegistryError
-from slimgpu.store.http_session import RANGE_TIMEOUT, new_session, reason
+from slimgpu.store.http_session import new_session, reason
 from slimgpu.store.registry_ranges import read_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_TIMEOUT: Final = (2.0, 10.0)
+"""Seconds to connect, which is a matter of milliseconds between neighbours, and to wait for the next bytes."""
 _PARTIAL: Final = 206
 _NOT_FOUND: Final = 404
 
@@ -29,7 +31,7 @@ class Peer:
         """``host`` is a name or address, with a port."""
         self.name = host
         self._base = f"http://{host}/v2/{repository}/blobs/"
-        self._session = new_session()
+        self._session = new_session(retries=0)  # what fails is asked of another source, or again later
         self._session.trust_env = False  # no proxy lies between neighbours
 
     @contextmanager
@@ -48,7 +50,7 @@ class Peer:
             response = self._session.get(
                 self._base + digest,
                 headers={"Range": f"bytes={span}"},
-                timeout=RANGE_TIMEOUT,
+                timeout=_TIMEOUT,
                 allow_redirects=False,
                 stream=True,
             )

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slimgpu.errors import SlimgpuError
+from slimgpu.errors import RegistryError, SlimgpuError
 from slimgpu.oci.reference import parse_reference
+from slimgpu.store import peer
+from slimgpu.store import registry as registry_module
 from slimgpu.store.cache import Cache
 from slimgpu.store.context import Context
 from slimgpu.weights import load, schedule
 from slimgpu.weights.artifact import open_weights
-from slimgpu.weights.copy import write_tree
+from slimgpu.weights.copy import copy_artifact, write_tree
 from tests.support import faults
 from tests.support.faults import Fault, Faults
 from tests.support.weights import (
@@ -156,6 +158,59 @@ def test_a_broken_source_beside_a_whole_one(
     assert digests(load(f"docker://{two}/{repository}")) == expected
     assert [exchange for exchange in proxy.asked() if exchange.fault]
     assert _left(memory) == []
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may take ten seconds, or a minute, may take one; what drips takes hours."""
+    monkeypatch.setattr(registry_module, "RANGE_TIMEOUT", (5.0, 1.0))
+    monkeypatch.setattr(registry_module, "TIMEOUT", (5.0, 1.0))
+    monkeypatch.setattr(peer, "_TIMEOUT", (5.0, 1.0))
+
+
+_DRIPS = [faults.drip(), faults.drip(0.0), faults.drip_head()]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", _DRIPS, ids=["half", "body", "head"])
+def test_a_source_that_drips_beside_a_whole_one(
+    proxy: Faults, two: str, repository: str, expected: str, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody helps at the end, so that what it has been given is only had elsewhere when it is given up."""
+    monkeypatch.setattr(schedule, "_HEDGE_AFTER", 10_000.0)
+    proxy.plan(fault, _is_range)
+    assert digests(load(f"docker://{two}/{repository}")) == expected
+    assert [exchange for exchange in proxy.asked() if exchange.fault]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", _DRIPS, ids=["half", "body", "head"])
+def test_the_only_source_drips_for_good(proxy: Faults, repository: str, memory: Path, fault: Fault) -> None:
+    proxy.plan(fault, _is_range)
+    with pytest.raises(RegistryError) as caught:
+        load(f"docker://{proxy.host}/{repository}")
+    assert "\n" not in str(caught.value)
+    assert proxy.host in str(caught.value)
+    assert _left(memory) == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", _DRIPS, ids=["half", "body", "head"])
+@pytest.mark.parametrize("what", ["manifest", "index", "blob"])
+def test_documents_and_whole_blobs_that_drip(
+    proxy: Faults, repository: str, tmp_path: Path, fault: Fault, what: str
+) -> None:
+    reference = parse_reference(f"docker://{proxy.host}/{repository}")
+    with open_weights(reference, Context(Cache(), 2)) as weights:
+        manifest = weights.artifact.manifest
+    part = {"manifest": "/manifests/", "index": manifest.config.digest, "blob": manifest.layers[0].digest}[what]
+    proxy.plan(fault, lambda method, path, _: method == "GET" and part in path)
+    with pytest.raises(RegistryError) as caught:
+        copy_artifact(reference, parse_reference(f"oci:{tmp_path}/copy:v1"), Context(Cache(), 2))
+    assert "\n" not in str(caught.value)
+    assert proxy.host in str(caught.value)
+    assert [exchange for exchange in proxy.asked() if exchange.fault]
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_source_that_disappears_in_the_middle(proxy: Faults, two: str, repository: str, expected: str) -> None:

@@ -37,6 +37,10 @@ class Answer:
     pause: float | None = None
     cut_at: int | None = None
     """Where in the body the connection is reset."""
+    drip: float | None = None
+    """Seconds between the bytes of the body from ``pause_at`` on."""
+    drip_head: float | None = None
+    """Seconds between the bytes of the head."""
     gone: bool = False
     """Nothing is sent, and nothing listens any more."""
 
@@ -54,6 +58,16 @@ class Fault:
 def stall(after: float = 0.5, seconds: float | None = None) -> Fault:
     """Stop sending after this share of the body; go on after ``seconds``, or never."""
     return Fault("stall", lambda answer: replace(answer, pause_at=int(len(answer.body) * after), pause=seconds))
+
+
+def drip(after: float = 0.5, seconds: float = 0.05) -> Fault:
+    """After this share of the body, send a byte every so many seconds."""
+    return Fault("drip", lambda answer: replace(answer, pause_at=int(len(answer.body) * after), drip=seconds))
+
+
+def drip_head(seconds: float = 0.05) -> Fault:
+    """Send a byte every so many seconds from the first one on."""
+    return Fault("drip_head", lambda answer: replace(answer, drip_head=seconds))
 
 
 def drop(after: float = 0.5) -> Fault:
@@ -339,12 +353,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if answer.status not in (204, 304):
             self.send_header("Content-Length", str(answer.claimed))
+        if answer.drip_head is not None:
+            head, self._headers_buffer = b"".join(self._headers_buffer), []
+            self._drip(head, answer.drip_head)
         self.end_headers()
         if self.command != "HEAD":
             self._send_body(answer)
 
+    def _drip(self, data: bytes, seconds: float) -> None:
+        for byte in data:
+            self.wfile.write(bytes([byte]))
+            if self.server.faults.closing.wait(seconds):
+                raise ConnectionAbortedError
+
     def _send_body(self, answer: Answer) -> None:
         done = 0
+        if answer.pause_at is not None and answer.drip is not None:
+            self.wfile.write(answer.body[: answer.pause_at])
+            self._drip(answer.body[answer.pause_at :], answer.drip)
+            return
         if answer.pause_at is not None:
             done = answer.pause_at
             self.wfile.write(answer.body[:done])

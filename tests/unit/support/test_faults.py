@@ -93,6 +93,18 @@ def test_a_stall_sends_no_more_and_may_go_on() -> None:
         assert time.monotonic() - started >= 0.2
 
 
+def test_what_drips_comes_byte_by_byte() -> None:
+    with _proxy() as proxy:
+        proxy.plan(faults.drip(0.999, seconds=0.001), times=1)
+        proxy.plan(faults.drip_head(0.001), times=1)
+        assert [_get(proxy) for _ in range(2)] == [(200, _BLOB)] * 2
+        proxy.plan(faults.drip(0.5, seconds=1000))
+        with _asking(proxy, timeout=0.3) as response:
+            assert response.read(len(_BLOB) // 2 + 1) == _BLOB[: len(_BLOB) // 2 + 1]
+            with pytest.raises(TimeoutError):
+                response.read(1)
+
+
 @pytest.mark.parametrize("fault", [faults.drop(), faults.wrong_length(100)])
 def test_a_body_that_ends_early_is_incomplete(fault: faults.Fault) -> None:
     with _proxy() as proxy:
