@@ -48,6 +48,27 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
+_RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:bit|bps|bit/s)?\s*", re.IGNORECASE)
+_TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|min|h)?\s*")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1, "s": 1, "min": 60, "h": 3600}
+
+
+def parse_bits(text: str) -> float:
+    """``'10Gbit'`` or ``'500 Mbit/s'`` as bit/s; ValueError when it is none of these."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a rate; write it like 10Gbit or 500Mbit")
+    return float(match[1]) * _UNITS[match[2].lower()]
+
+
+def parse_duration(text: str) -> float:
+    """``'1ms'``, ``'10min'`` or ``'2.5'`` as seconds; ValueError when it is none of these."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time; write it like 1ms, 30s or 10min")
+    return float(match[1]) * _SECONDS[match[2] or ""]
+
+
 def printable(text: str) -> str:
     """Text from an image with what could drive a terminal, or is no character at all, written as an escape."""
     return "".join(char if char.isprintable() else _escape(char) for char in text)
