@@ -121,6 +121,7 @@ def _execute(specification: Specification, report: int) -> None:
     for number in signal.valid_signals():
         with suppress(OSError, ValueError):  # SIGKILL, SIGSTOP
             signal.signal(number, signal.SIG_DFL)
+    linux.reset_own_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     began = time.monotonic()
     os.write(report, json.dumps({"began": began}).encode())  # taken back by an error

@@ -37,6 +37,9 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION = 0x20080522
 
+_RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
+_SIGACTION_BYTES, _SIGSET_BYTES = 32, 8
+
 _AF_INET, _SOCK_DGRAM, _SOCK_CLOEXEC = 2, 2, 0o2000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -122,3 +125,16 @@ def _set_capabilities(held: int, inherited: int) -> None:
 def inet_socket() -> int:
     """A handle for requests to network interfaces; what it costs to import ``socket``, this does not."""
     return _checked(_libc.socket(_AF_INET, _SOCK_DGRAM | _SOCK_CLOEXEC, 0), "a socket")
+
+
+def reset_own_signals() -> None:
+    """Have the signals that glibc keeps to itself (32 and 33) do what they do by default.
+
+    It lets nobody change them by signal(2), and its posix_spawn(3) leaves them ignored in what it starts (GNU make's
+    children, so ours). A zero ``struct sigaction`` of the kernel is SIG_DFL; elsewhere than on these machines, whose
+    numbers of the call are known, they stay as they are.
+    """
+    call = _RT_SIGACTION.get(os.uname().machine)
+    if call is not None:
+        for number in (32, 33):
+            _libc.syscall(call, number, bytes(_SIGACTION_BYTES), None, _SIGSET_BYTES)
