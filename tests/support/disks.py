@@ -19,4 +19,4 @@ def limited_disk(path: Path, size: int) -> Iterator[Path]:
     try:
         yield path
     finally:
-        subprocess.run(["umount", path], check=True)
+        subprocess.run(["umount", "--lazy", path], check=True)  # killed processes may go a moment later

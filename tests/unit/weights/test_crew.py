@@ -170,7 +170,7 @@ def test_a_full_memory_is_one_sentence(model: tuple[Index, Mapping[str, bytes]],
         ):
             fill(region, model[1], crew)
     finally:
-        subprocess.run(["umount", tmp_path / "memory"], check=True)
+        subprocess.run(["umount", "--lazy", tmp_path / "memory"], check=True)  # killed processes may go a moment later
 
 
 def test_a_crew_can_end_before_it_has_begun(model: tuple[Index, Mapping[str, bytes]], tmp_path: Path) -> None:
