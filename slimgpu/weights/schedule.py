@@ -27,6 +27,9 @@ _HEDGE_AFTER: Final = 1.0
 """Seconds that a range may be under way before an idle thread begins it, too."""
 _USUAL: Final = 3.0
 """Times that a range may take as long as one does on average, before that: a slow link is not made slower."""
+_TRIAL: Final = 0.2
+"""Seconds that a source which has never answered may have a range for itself, and `_TRIALS` times what one takes."""
+_TRIALS: Final = 2.0
 _PAUSE: Final = 0.1
 """Seconds before a range that failed is tried again, doubled each time."""
 
@@ -70,12 +73,17 @@ def _extends(last: Range, chunk: Chunk) -> bool:
 
 
 class Schedule:
-    """The ranges of one fetch, shared by the threads of all sources."""
+    """The ranges of one fetch, shared by the threads of all sources.
+
+    The first source is the one that the index came from. Others may be dead: each gets one range at a time until it
+    has answered, and what comes first doesn't wait for it.
+    """
 
     def __init__(self, waiting: Iterable[Range], sources: int) -> None:
         self._waiting = deque(waiting)
         self._under_way: list[Range] = []
         self._strikes = [0] * sources
+        self._answered = [False] * sources
         self._moved = time.monotonic()
         """When a range was last taken or delivered."""
         self._changed = threading.Condition()
@@ -91,13 +99,37 @@ class Schedule:
         with self._changed:
             while not self._is_over():
                 now = time.monotonic()
-                chosen = self._waiting_for(source, now) or self._late(source, now)
+                chosen = self._choose(source, now)
                 if chosen is not None:
                     chosen.workers.append(source)
                     chosen.started = self._moved = now
                     return chosen
                 self._changed.wait(_PAUSE)
             return None
+
+    def answered(self, source: int) -> None:
+        """The source has sent a range, right or wrong: it lives."""
+        with self._changed:
+            if not self._answered[source]:
+                self._answered[source] = True
+                self._changed.notify_all()
+
+    def _choose(self, source: int, now: float) -> Range | None:
+        if self._answered[source]:
+            return self._untold(source, now) or self._waiting_for(source, now) or self._late(source, now)
+        if source and any(source in each.workers for each in self._under_way):
+            return None
+        return self._waiting_for(source, now) or self._late(source, now)
+
+    def _untold(self, source: int, now: float) -> Range | None:
+        """A range that a source has been at for long of which nobody knows yet whether it lives."""
+        after = _TRIAL + _TRIALS * self._usual()
+        untold = (each for each in self._under_way if len(each.workers) == 1 and not self._answered[each.workers[0]])
+        return next((each for each in untold if now - each.started > after and self._may(each, source)), None)
+
+    def _usual(self) -> float:
+        """Seconds that a range takes."""
+        return self._seconds / max(self._delivered, 1)
 
     def _waiting_for(self, source: int, now: float) -> Range | None:
         suits = self._may if now - self._moved > _HEDGE_AFTER else self._suits
@@ -130,7 +162,7 @@ class Schedule:
         """A range that one thread alone has been at for long, when there is nothing else to do."""
         if self._waiting:
             return None
-        after = max(_HEDGE_AFTER, _USUAL * self._seconds / max(self._delivered, 1))
+        after = max(_HEDGE_AFTER, _USUAL * self._usual())
         late = (each for each in self._under_way if len(each.workers) == 1 and now - each.started > after)
         return next((each for each in late if self._may(each, source) and self._may_join(each, source)), None)
 
@@ -160,6 +192,7 @@ class Schedule:
             each.workers.remove(source)
             if isinstance(error, NotFoundError):
                 each.failures[source] = _ATTEMPTS
+                self._answered[source] = True
             else:
                 each.rests[source] = time.monotonic() + _PAUSE * 2 ** each.failures.get(source, 0)
                 each.failures[source] = each.failures.get(source, 0) + 1
