@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from slimgpu.bench import machine
+from slimgpu.bench.machine import first_line
 
 TOOLS = {
     "skopeo": ("skopeo", "--version"),
@@ -36,34 +36,20 @@ class Machine:
 
 def describe(work: Path) -> Machine:
     """The present machine, with the disk that ``work`` lies on."""
+    found = machine.describe(work)
     return Machine(
-        cpu=_cpu(),
-        cores=len(os.sched_getaffinity(0)),
-        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        kernel=platform.release(),
-        disk=_answer("findmnt", "--noheadings", "--output", "SOURCE,FSTYPE,OPTIONS", "--target", str(work)),
-        python=platform.python_version(),
+        cpu=found.cpu,
+        cores=found.cores,
+        memory=found.memory,
+        kernel=found.kernel,
+        disk=found.disk,
+        python=found.versions["python"],
         commit=_commit(),
-        tools={name: _answer(*command) for name, command in TOOLS.items()},
+        tools={name: first_line(*command) for name, command in TOOLS.items()},
     )
 
 
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _commit() -> str:
-    commit = _answer("git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD")
-    changed = _answer("git", "-C", str(_ROOT), "status", "--porcelain", "--", "slimgpu")
+    commit = first_line("git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD")
+    changed = first_line("git", "-C", str(_ROOT), "status", "--porcelain", "--", "slimgpu")
     return f"{commit}+" if changed else commit
-
-
-def _answer(*command: str) -> str:
-    """The first line that a command prints, in single spaces; '' if it fails."""
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    lines = (said.stdout or said.stderr).strip().splitlines()
-    return " ".join(lines[0].split()) if lines else ""

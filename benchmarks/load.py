@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from host import describe
-from link import link
 from loading.arms import NO_NETWORK_ARM, Arm, Bench, Scenario, in_memory, local, over
-from loading.pages import evict, resident, warm
-from loading.servers import REPOSITORY, Ports, free_ports, registry, servers
+from loading.servers import REPOSITORY, Ports, ports, servers
 from model import shape_of, write_model
 from peers import NOT_INSTALLABLE, Tensorizer
 
+from slimgpu.bench.link.link import link
+from slimgpu.bench.link.values import MACHINE, Shape
+from slimgpu.bench.pages import evict, resident, warm
+from slimgpu.bench.registry import debian_registry
 from slimgpu.oci.reference import parse_reference
 from slimgpu.progress import SILENT
 from slimgpu.store.cache import Cache
@@ -237,9 +239,9 @@ class _Run:
         else:
             bench.tensors.touch()
         if _names(self._options["links"]):
-            port = free_ports().registry
-            with registry(bench.storage, port):
-                _pack(bench.model, f"docker://127.0.0.1:{port}/{REPOSITORY}:latest", self._scratch / "packing")
+            at = ports().registry
+            with debian_registry(MACHINE, at, bench.storage):
+                _pack(bench.model, f"docker://127.0.0.1:{at}/{REPOSITORY}:latest", self._scratch / "packing")
         return bench
 
     def _shape(self) -> Any:
@@ -278,14 +280,12 @@ class _Run:
     # Measuring
 
     def _linked(self, bench: Bench, rate: float) -> dict[str, list[Row]]:
-        ports = free_ports()
-        addresses = (ports.registry, ports.shelf, ports.files)
-        with ExitStack() as stack:
-            on = stack.enter_context(link(rate * _GIGA, self._options["latency"], addresses))
-            stack.enter_context(servers(on, ports, bench.storage, bench.layout, bench.model.parent))
-            arms = self._chosen(over(on, ports, bench))
+        at = ports()
+        shape = Shape(rate * _GIGA, (at.registry, at.shelf, at.files), self._options["latency"])
+        with link(shape) as on, servers(on, at, bench.storage, bench.layout, bench.model.parent):
+            arms = self._chosen(over(on, at, bench))
             scenario = Scenario(f"link of {rate:g} Gbit/s ({on.how})", arms, gigabits=rate)
-            return {scenario.name: self._measure(scenario, on.prefix)}
+            return {scenario.name: self._measure(scenario, on.command([], 0))}
 
     def _measure(self, scenario: Scenario, prefix: Sequence[str] = ()) -> list[Row]:
         """All rounds of a scenario; arms take turns, and every other round goes backwards."""

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter
 
 from slimgpu.analysis import analysis, jit
 from slimgpu.analysis.rules import RULES
+from slimgpu.bench import comparison
+from slimgpu.bench import results as bench
 from slimgpu.cli.main import COMMANDS
 from slimgpu.cli.weights import COMMANDS as WEIGHTS
 from slimgpu.slim import plan, result, weights
@@ -27,6 +29,8 @@ SCHEMAS: dict[str, type[Any]] = {
     analysis.SCHEMA: analysis.Analysis,
     plan.SCHEMA: plan.Plan,
     result.SCHEMA: result.BuildResult,
+    bench.SCHEMA: bench.BenchResult,
+    comparison.COMPARE_SCHEMA: comparison.CompareResult,
     results.PACK_SCHEMA: results.PackResult,
     results.LIST_SCHEMA: results.Listing,
     results.VERIFY_SCHEMA: results.VerifyResult,

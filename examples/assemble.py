@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).resolve().parent
+SOURCES = ("slimgpu", "pyproject.toml", "README.md", "LICENSE")
+"""What pip needs to install slimgpu into an image; a Dockerfile finds it as the build context ``slimgpu``."""
 HUB_BASE = f"docker.io/library/debian:{SUITE}"
 OWN_BASE = f"localhost/debian:{SUITE}"
 EPOCH = "1735689600"  # the time of every file that mmdebstrap makes: the base has the same bytes each time
@@ -65,6 +67,26 @@ def dockerfile_for(example: Path, given: Handover, scratch: Path) -> Path:
     return path
 
 
+def wants_sources(example: Path) -> bool:
+    """Whether the example's image has slimgpu in it."""
+    return "--from=slimgpu" in (example / "Dockerfile").read_text()
+
+
+def sources(example: Path, scratch: Path) -> list[str]:
+    """The build command's option for the sources, which are copied to `scratch`."""
+    if not wants_sources(example):
+        return []
+    copy = scratch / "slimgpu"
+    for name in SOURCES:
+        path = HERE.parent / name
+        if path.is_dir():
+            shutil.copytree(path, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            copy.mkdir(exist_ok=True)
+            shutil.copy2(path, copy / name)
+    return ["--build-context", f"slimgpu={copy}"]
+
+
 def overlay_works(directory: Path) -> bool:
     """Whether overlayfs can be mounted on this directory's file system."""
     with tempfile.TemporaryDirectory(dir=directory) as place:
@@ -96,6 +118,7 @@ def with_buildah(example: Path, cache: Path, mirror: str | None, layout: Path) -
         dockerfile = dockerfile_for(example, given, Path(directory))
         options = ["--layers", "--pull-never", "--isolation", "chroot", "--network", "host", "--identity-label=false"]
         options += ["--build-arg", f"BASE={OWN_BASE}", *given.arguments(Path(directory))]
+        options += sources(example, Path(directory))
         run("buildah", *storage, "build", *options, "--file", dockerfile, "--tag", image, example)
     run("buildah", *storage, "push", "--quiet", image, f"oci:{layout}:latest")
     run("buildah", *storage, "rmi", "--all", "--force")
@@ -118,6 +141,7 @@ def with_docker(example: Path, cache: Path, mirror: str | None) -> str:
     with tempfile.TemporaryDirectory() as directory:
         dockerfile = dockerfile_for(example, given, Path(directory))
         options = ["--network", "host", "--build-arg", f"BASE={base}", *given.arguments(Path(directory))]
+        options += sources(example, Path(directory))
         options += [word for name in proxies for word in ("--build-arg", name)]
         kit = {"DOCKER_BUILDKIT": "1"} if given.files else {}
         run("docker", "build", *options, "--file", dockerfile, "--tag", image, example, **kit)
@@ -127,9 +151,12 @@ def with_docker(example: Path, cache: Path, mirror: str | None) -> str:
 def key_of(example: Path) -> str:
     """A hash of everything that the image is made from."""
     state = hashlib.sha256(BASE_HOOK.encode())
-    for path in sorted(path for path in example.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+    places = [example, *(HERE.parent / name for name in SOURCES if wants_sources(example))]
+    files = (path for place in places for path in (place.rglob("*") if place.is_dir() else [place]))
+    for path in sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts):
         data = path.read_bytes()
-        state.update(f"{path.relative_to(example)} {path.stat().st_mode:o} {len(data)}\n".encode() + data)
+        name = path.relative_to(example if path.is_relative_to(example) else HERE.parent)
+        state.update(f"{name} {path.stat().st_mode:o} {len(data)}\n".encode() + data)
     return state.hexdigest()[:12]
 
 

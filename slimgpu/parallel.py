@@ -78,7 +78,7 @@ def process_pool(count: int, module: str) -> Iterator[ProcessPoolExecutor]:
     # Not fork: this process has threads, whose locks a forked child would inherit as they are.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
-    pool = ProcessPoolExecutor(count, context, _begin_worker)
+    pool = ProcessPoolExecutor(count, context, begin_worker)
     try:
         yield pool
     except BaseException as error:
@@ -93,7 +93,7 @@ def process_pool(count: int, module: str) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
     """Ctrl-C reaches every process of the terminal, and it is the pool's owner that ends the work; it may be killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_owner, daemon=True).start()

@@ -20,10 +20,24 @@ def format_size(count: int) -> str:
 
 
 def _three_digits(value: float, unit: str) -> str:
-    if unit == "B":
-        return f"{value:.0f} B"
+    return f"{value:.0f} B" if unit == "B" else f"{format_number(value)} {unit}"
+
+
+def format_number(value: float) -> str:
+    """``12.345`` as ``'12.3'``; three significant digits from 1 on, two decimals below."""
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0  # noqa: PLR2004
-    return f"{value:.{digits}f} {unit}"
+    return f"{value:.{digits}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """``12.345`` as ``'12.3 s'``, ``0.0421`` as ``'42 ms'``."""
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:.0f} ms" if milliseconds < 999.5 else f"{format_number(seconds)} s"  # noqa: PLR2004
+
+
+def format_rate(bits: float) -> str:
+    """Bit/s, ``2e9`` as ``'2.00 Gbit/s'``."""
+    return format_size(round(bits)).replace("B", "bit/s")
 
 
 def parse_size(text: str) -> int:
@@ -32,6 +46,27 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size; write it like 500MB, 1.5GB or 2Gi")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+_RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:bit|bps|bit/s)?\s*", re.IGNORECASE)
+_TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|min|h)?\s*")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1, "s": 1, "min": 60, "h": 3600}
+
+
+def parse_bits(text: str) -> float:
+    """``'10Gbit'`` or ``'500 Mbit/s'`` as bit/s; ValueError when it is none of these."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a rate; write it like 10Gbit or 500Mbit")
+    return float(match[1]) * _UNITS[match[2].lower()]
+
+
+def parse_duration(text: str) -> float:
+    """``'1ms'``, ``'10min'`` or ``'2.5'`` as seconds; ValueError when it is none of these."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time; write it like 1ms, 30s or 10min")
+    return float(match[1]) * _SECONDS[match[2] or ""]
 
 
 def printable(text: str) -> str:

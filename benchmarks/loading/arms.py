@@ -12,8 +12,9 @@ from peers import peers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from link import Link
     from loading.servers import Ports
+
+    from slimgpu.bench.link.values import Link
 
 CONNECTIONS = 16
 NO_NETWORK_ARM = {

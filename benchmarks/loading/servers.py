@@ -1,28 +1,27 @@
-"""The servers of a link: Debian's docker-registry, `slimgpu.store.serve` over a layout, and plain files by ranges.
+"""The servers of a link: Debian's docker-registry, slimgpu's own over a layout, and plain files by ranges.
 
 The plain server, whose clients are the peers, hands bytes over within the kernel (``sendfile``) as slimgpu's does.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-import subprocess
 import sys
-import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import click
+from slimgpu.bench.link.helper import helper
+from slimgpu.bench.link.keep import keep_arguments
+from slimgpu.bench.link.link import free_ports
+from slimgpu.bench.registry import debian_registry, layout_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from link import Link
+    from slimgpu.bench.link.values import Link
 
 REPOSITORY = "bench/weights"
 _HERE = Path(__file__).resolve().parent
@@ -37,54 +36,21 @@ class Ports:
     files: int
 
 
-def free_ports() -> Ports:
-    """Three ports that are free on this machine, as a link without a namespace needs them."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        return Ports(*(int(probe.getsockname()[1]) for probe in probes))
+def ports() -> Ports:
+    """Three that are free on this machine, as a link without a namespace needs them."""
+    return Ports(*free_ports(3))
 
 
 @contextmanager
-def servers(link: Link, ports: Ports, storage: Path, layout: Path, files: Path) -> Iterator[None]:
-    """All three on ``link``, until the block ends."""
-    me = (sys.executable, str(_HERE / "servers.py"))
+def servers(on: Link, at: Ports, storage: Path, layout: Path, files: Path) -> Iterator[None]:
+    """All three on the registry's side of ``on``, until the block ends."""
+    plain = [sys.executable, str(_HERE / "servers.py"), str(files), on.host(), str(at.files)]
     with (
-        registry(storage, ports.registry, link.prefix),
-        _running((*link.prefix, *me, "shelf", str(layout), str(ports.shelf)), ports.shelf, "/v2/", link.prefix),
-        _running((*link.prefix, *me, "files", str(files), str(ports.files)), ports.files, "/", link.prefix),
+        debian_registry(on, at.registry, storage),
+        layout_registry(on, at.shelf, {REPOSITORY: layout}),
+        helper("the server of files", keep_arguments(on.host(), at.files, plain), on.command([])),
     ):
         yield
-
-
-@contextmanager
-def registry(storage: Path, port: int, prefix: Sequence[str] = ()) -> Iterator[None]:
-    """Debian's docker-registry over ``storage``."""
-    config = {
-        "version": 0.1,
-        "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(storage)}, "cache": {}},
-        "http": {"addr": f"127.0.0.1:{port}", "secret": "benchmark"},
-    }
-    storage.mkdir(parents=True, exist_ok=True)
-    path = storage / "config.yml"
-    path.write_text(json.dumps(config))  # which is YAML, too
-    with _running((*prefix, "docker-registry", "serve", str(path)), port, "/v2/", prefix):
-        yield
-
-
-@contextmanager
-def _running(command: Sequence[str], port: int, path: str, prefix: Sequence[str]) -> Iterator[None]:
-    """A server that answers; where it runs, only what is started there too can ask it."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        retry = ("--retry", "100", "--retry-connrefused", "--retry-delay", "0", "--retry-max-time", "20")
-        ask = [*prefix, "curl", "-s", "-o", os.devnull, *retry, f"http://127.0.0.1:{port}{path}"]
-        if subprocess.run(ask, check=False).returncode or process.poll() is not None:
-            raise click.ClickException(f"the server {' '.join(command)} does not answer")
-        yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class _Files(BaseHTTPRequestHandler):
@@ -136,31 +102,11 @@ class _Server(ThreadingHTTPServer):
         """A client went away."""
 
 
-@click.group()
-def main() -> None:
-    """Started by ``benchmarks/load.py``."""
-
-
-@main.command()
-@click.argument("root", type=click.Path(path_type=Path))
-@click.argument("port", type=int)
-def files(root: Path, port: int) -> None:
-    """Serve the files below ROOT."""
-    handler = type("_Handler", (_Files,), {"root": root})
-    _Server(("127.0.0.1", port), handler).serve_forever()
-
-
-@main.command()
-@click.argument("layout", type=click.Path(path_type=Path))
-@click.argument("port", type=int)
-def shelf(layout: Path, port: int) -> None:
-    """Serve an OCI layout as slimgpu does."""
-    from slimgpu.store.serve import serving  # noqa: PLC0415
-    from slimgpu.store.shelf import LayoutShelf  # noqa: PLC0415
-
-    with serving(LayoutShelf(layout), port=port):
-        threading.Event().wait()
+def _main(root: str, host: str, port: str) -> None:
+    """Serve the files below a folder."""
+    handler = type("_Handler", (_Files,), {"root": Path(root)})
+    _Server((host, int(port)), handler).serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    _main(*sys.argv[1:])

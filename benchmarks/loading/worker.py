@@ -286,9 +286,10 @@ class _SharedMemory:
 
 
 def _received() -> int:
-    """Bytes that came over this network namespace's loopback, headers too."""
-    lines = Path("/proc/self/net/dev").read_text().splitlines()
-    return next(int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:"))
+    """Bytes that came over the node's line, headers too; without a node, over loopback."""
+    rows = (line.partition(":") for line in Path("/proc/self/net/dev").read_text().splitlines())
+    counts = {name.strip(): fields.split()[0] for name, found, fields in rows if found}
+    return int(counts.get("line", counts["lo"]))
 
 
 def _memory() -> dict[str, int]:

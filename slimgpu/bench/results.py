@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from slimgpu.events import Stage
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 SCHEMA: Final = "slimgpu.bench.v1"
+TOTAL: Final = "total"
+WARM: Final = "warm"
+ANSWER: Final = "answer"
+STAGES: Final = (TOTAL, WARM, ANSWER, *Stage)
+"""All that a figure can be of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +27,18 @@ class Span:
     """Seconds since the cold start began."""
     end: float
     what: str = ""
-    """What it was done to: a layer's digest, a module."""
+    """What it was done to: a layer's digest, a module; empty for the stage as a whole."""
+
+
+def stretches(spans: Iterable[Span]) -> tuple[tuple[float, float], ...]:
+    """When any of the spans was under way: begin and end of each stretch; those that overlap or touch are one."""
+    merged: list[tuple[float, float]] = []
+    for begin, end in sorted((span.begin, span.end) for span in spans):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((begin, end))
+    return tuple(merged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +162,9 @@ class Ratio:
     stage: str
     base: str
     ratio: float
-    low: float
-    """The 95 % interval, by bootstrap over rounds."""
-    high: float
+    low: float | None
+    """The 95 % interval, by bootstrap over rounds; None with fewer rounds than such an interval takes."""
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +174,13 @@ class Floor:
     arm: str
     wire: float
     """Seconds that its bytes take at the link's set rate, for all nodes together; 0 on an unlimited link."""
-    warm: float
-    """Median seconds of the second start."""
+    warm: float | None
+    """Median seconds of the second start; None when there was none."""
+
+    @property
+    def seconds(self) -> float:
+        """The longer of both: at the very best one hides behind the other."""
+        return max(self.wire, self.warm or 0.0)
 
 
 @dataclass(frozen=True, slots=True)

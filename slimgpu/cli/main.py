@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "weights": "Pack, move, check and load model weights as an artifact of their own.",
     "prefetch": "Fetch weights into this machine's memory before a program asks for them.",
     "run": "Run a command while its weights are being fetched.",
+    "bench": "Measure cold starts before and after, stage by stage.",
 }
 """Commands and their one line of help; each is imported from ``slimgpu.cli.<name>`` only when it is used."""
 

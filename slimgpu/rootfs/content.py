@@ -59,6 +59,10 @@ class FileBytes:
             position, offset = start + length, offset + length
         yield from zeros(entry.size - position)
 
+    def stored(self, entry: Entry) -> Iterator[bytes]:
+        """The bytes that the tar holds of a regular file, without holes."""
+        return self._pieces(entry.offset, entry.stored)
+
     def _pieces(self, offset: int, size: int) -> Iterator[bytes]:
         end = offset + size
         while offset < end:

@@ -30,7 +30,7 @@ FORMAT: Final = "index-1"
 
 _BATCH: Final = 8 * 1024 * 1024
 _WINDOW: Final = 16
-_MAX_ENTRIES: Final = 4_000_000
+MAX_ENTRIES: Final = 4_000_000
 """Each takes about 500 bytes of memory."""
 _FREE_HOLES: Final = 1024**3
 _MAX_HOLES: Final = 20 * 1024**3
@@ -43,14 +43,18 @@ def index_layer(tar: Path, what: str, executor: Executor) -> list[Entry]:
     or over 1 GiB that is also more than 200 times the layer.
     """
     with FileBytes(tar) as data:
-        entries = list(islice(TarReader(data, what), _MAX_ENTRIES + 1))
-        if len(entries) > _MAX_ENTRIES:
-            raise ImageError(f"{what} has more than {_MAX_ENTRIES} entries; split it into several layers")
-        holes = sum(entry.size - entry.stored for entry in entries)
-        if holes > _MAX_HOLES or holes > max(_FREE_HOLES, 200 * len(data)):
-            raise ImageError(f"{what} has sparse files with {holes} bytes of holes; write them out or leave them out")
+        entries = list(islice(TarReader(data, what), MAX_ENTRIES + 1))
+        if len(entries) > MAX_ENTRIES:
+            raise ImageError(f"{what} has more than {MAX_ENTRIES} entries; split it into several layers")
+        check_holes(sum(entry.size - entry.stored for entry in entries), len(data), what)
         hashed = ordered_map(executor, lambda batch: _hash_batch(data, batch), _batches(entries), _WINDOW)
         return [entry for batch in hashed for entry in batch]
+
+
+def check_holes(holes: int, length: int, what: str) -> None:
+    """Raise `ImageError` naming ``what``, a tar of ``length`` bytes, when its sparse files are a bomb."""
+    if holes > _MAX_HOLES or holes > max(_FREE_HOLES, 200 * length):
+        raise ImageError(f"{what} has sparse files with {holes} bytes of holes; write them out or leave them out")
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

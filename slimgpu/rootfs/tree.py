@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING, Final
 from slimgpu.errors import ImageError
 from slimgpu.rootfs.entry import Entry, Kind
 from slimgpu.rootfs.splice import Splice
+from slimgpu.rootfs.whiteouts import EVERYTHING, hidden_by, is_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_WHITEOUT: Final = ".wh."
-_OPAQUE: Final = ".wh..wh..opq"
-_AUFS: Final = ".wh..wh."
-"""Other names with this prefix are bookkeeping of AUFS that old layers carry."""
 _MAX_LINKS: Final = 40
 _IMPLICIT: Final = Entry(path="", kind=Kind.DIRECTORY, mode=0o755)
 
@@ -159,11 +156,11 @@ class _Stacker:
         self._last_parent: tuple[str, str, Node] | None = None
 
     def apply(self, entries: Sequence[Entry]) -> None:
-        whiteouts = [entry for entry in entries if entry.name.startswith(_WHITEOUT)]
+        whiteouts = [entry for entry in entries if is_whiteout(entry.name)]
         for entry in whiteouts:
             self._whiteout(entry)
         for entry in entries:
-            if not entry.name.startswith(_WHITEOUT):
+            if not is_whiteout(entry.name):
                 self._add(entry)
 
     def _whiteout(self, entry: Entry) -> None:
@@ -172,13 +169,10 @@ class _Stacker:
         if resolved is None or directory is None or directory.children is None:
             return  # nothing there to hide
         prefix = f"{resolved}/" if resolved else ""
-        if entry.name == _OPAQUE:
-            hidden = sorted(directory.children)
-        elif entry.name.startswith(_AUFS):
+        hidden = hidden_by(entry.name)
+        if hidden is None:
             return
-        else:
-            hidden = [entry.name.removeprefix(_WHITEOUT)]
-        for name in hidden:
+        for name in sorted(directory.children) if hidden == EVERYTHING else [hidden]:
             node = directory.children.pop(name, None)
             if node is not None:
                 self._hide(prefix + name, node, None)

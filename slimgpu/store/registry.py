@@ -239,11 +239,11 @@ def _detail(response: requests.Response) -> str:
 
 
 @contextmanager
-def open_registry_image(reference: RegistryReference, platform: Platform) -> Iterator[Image]:
-    """The image in the registry, whose layers are fetched as they are opened."""
+def open_registry_image(reference: RegistryReference, platform: Platform) -> Iterator[tuple[Image, RangeSource]]:
+    """The image in the registry, whose layers are fetched as they are opened, and its blobs by position."""
     with Repository(reference).opened() as repository:
         media_type, data = repository.manifest(reference.identifier)
-        yield resolve_image(
+        image = resolve_image(
             str(reference),
             media_type,
             data,
@@ -252,6 +252,7 @@ def open_registry_image(reference: RegistryReference, platform: Platform) -> Ite
             open_blob=repository.open_blob,
             origin=reference,
         )
+        yield image, RegistryRanges(repository)
 
 
 @contextmanager

@@ -73,17 +73,42 @@ def open_image(reference: Reference, platform: Platform, cache: Cache, progress:
 
     Raises `NotFoundError`, `ImageError`, `RegistryError` or `MissingComponentError`.
     """
-    with _opened(reference, platform, cache, progress) as image:
-        yield image
-
-
-def _opened(
-    reference: Reference, platform: Platform, cache: Cache, progress: Progress
-) -> AbstractContextManager[Image]:
     if isinstance(reference, RegistryReference):
         from slimgpu.store.registry import open_registry_image  # noqa: PLC0415
 
-        return open_registry_image(reference, platform)
+        with open_registry_image(reference, platform) as (image, _):
+            yield image
+        return
+    with _local_image(reference, platform, cache, progress) as image:
+        yield image
+
+
+@contextmanager
+def open_image_ranges(
+    reference: Reference, platform: Platform, cache: Cache, progress: Progress
+) -> Iterator[tuple[Image, RangeSource]]:
+    """The image that ``reference`` names, and its blobs by position, until the block ends.
+
+    Raises as `open_image` does, and `UsageError` for a transport that keeps no compressed layers.
+    """
+    if isinstance(reference, RegistryReference):
+        from slimgpu.store.registry import open_registry_image  # noqa: PLC0415
+
+        with open_registry_image(reference, platform) as opened:
+            yield opened
+        return
+    from slimgpu.store.layout import read_layout  # noqa: PLC0415
+    from slimgpu.store.ranges import LayoutRanges  # noqa: PLC0415
+
+    reference = _layout_path(reference, "keeps no compressed layers", "the image")
+    with _layout_blobs(reference, cache, progress) as blobs:
+        name = str(reference)
+        yield read_layout(name, blobs, reference.identifier, platform), LayoutRanges(name, blobs)
+
+
+def _local_image(
+    reference: DaemonReference | PathReference, platform: Platform, cache: Cache, progress: Progress
+) -> AbstractContextManager[Image]:
     if isinstance(reference, DaemonReference):
         from slimgpu.store.daemon import open_daemon_image  # noqa: PLC0415
 
@@ -145,10 +170,13 @@ def _layout_blobs(reference: PathReference, cache: Cache, progress: Progress) ->
 
 
 def _artifact_path(reference: DaemonReference | PathReference) -> PathReference:
+    return _layout_path(reference, "can hold images only", "the artifact")
+
+
+def _layout_path(reference: DaemonReference | PathReference, lack: str, what: str) -> PathReference:
     if isinstance(reference, DaemonReference) or reference.transport is PathTransport.DOCKER_ARCHIVE:
         raise UsageError(
-            f"{reference} can hold images only; name the artifact as docker://host/repo:tag, oci:dir[:tag] or "
-            "oci-archive:file[:tag]"
+            f"{reference} {lack}; name {what} as docker://host/repo:tag, oci:dir[:tag] or oci-archive:file[:tag]"
         )
     return reference
 

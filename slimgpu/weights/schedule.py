@@ -79,7 +79,9 @@ class Schedule:
     has answered, and what comes first doesn't wait for it.
     """
 
-    def __init__(self, waiting: Iterable[Range], sources: int) -> None:
+    def __init__(self, waiting: Iterable[Range], sources: int, *, grows: bool = False) -> None:
+        """``grows`` says that more will be added, until it is stopped."""
+        self._grows = grows
         self._waiting = deque(waiting)
         self._under_way: list[Range] = []
         self._strikes = [0] * sources
@@ -93,6 +95,13 @@ class Schedule:
         self._delivered = 0
         self._stopped = False
         self._error: BaseException | None = None
+
+    def add(self, each: Range) -> None:
+        """One more, the last."""
+        with self._changed:
+            self._waiting.append(each)
+            self._left += 1
+            self._changed.notify_all()
 
     def take(self, source: int) -> Range | None:
         """The next range for a thread of ``source``, as soon as there is one; None when the fetch is over."""
@@ -221,7 +230,7 @@ class Schedule:
             self._changed.notify_all()
 
     def _is_over(self) -> bool:
-        return self._stopped or self._left == 0 or self._error is not None
+        return self._stopped or (self._left == 0 and not self._grows) or self._error is not None
 
     def wait(self, seconds: float) -> tuple[bool, int, int]:
         """Wait for the end, at most so long: whether it is over, bytes delivered so far, ranges left.

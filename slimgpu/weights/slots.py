@@ -6,8 +6,6 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slimgpu.weights.planes import memory
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,7 +33,7 @@ class Slots:
         """``make`` gives the memory of the slot with a number; else it is this process's own."""
         self._count = self._left = count
         self._size = size
-        self._make = make or (lambda _: memory(size))
+        self._make = make or (lambda _: _own(size))
         self._made = 0
         self._lent = 0
         self._free: list[Slot] = []
@@ -50,7 +48,7 @@ class Slots:
                 raise ClosedError
             self._left -= 1
             if size > self._size:
-                return Slot(memory(size), None)
+                return Slot(_own(size), None)
             if self._free:
                 return self._free.pop()
             self._made += 1
@@ -82,3 +80,9 @@ class Slots:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+def _own(size: int) -> memoryview:
+    from slimgpu.weights.planes import memory  # noqa: PLC0415 - numpy: not for who brings memory
+
+    return memory(size)

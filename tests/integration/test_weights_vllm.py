@@ -13,6 +13,7 @@ from slimgpu.oci.reference import PathReference, parse_reference
 from slimgpu.weights.pointer import POINTER_FILE, Pointer
 from slimgpu.weights.vllm import VARIABLE, find_artifact, pointer_of
 from tests.support.command import slimgpu
+from tests.support.probe import new_probe
 from tests.support.vllm_environment import VllmEnvironment, finish, vllm_environment
 
 if TYPE_CHECKING:
@@ -227,6 +228,19 @@ def test_the_artifact_is_found(
         variables[VARIABLE] = reference
     report = _reported(vllm.run(_VLLM + _COMPARE, model, fresh, "{}", **variables))
     assert report["equal"]
+
+
+def test_a_probed_vllm_loads_the_same_and_tells_of_it(
+    vllm: VllmEnvironment, model: Path, fresh: Path, reference: str, tmp_path: Path
+) -> None:
+    probe, extra = new_probe(tmp_path), json.dumps({"ref": reference})
+    probed = probe.environment(PYTHONPATH=str(vllm.project))
+    variables = {name: probed[name] for name in ("PYTHONPATH", "SLIMGPU_PROBE")}
+    report = _reported(vllm.run(_VLLM + _COMPARE, model, fresh, extra, MEETING=str(tmp_path / "meeting"), **variables))
+    assert report["equal"]
+    assert probe.told("load weights") == [str(model), str(fresh)]
+    assert {"vllm", "torch", "transformers", "numpy"} <= set(probe.told("import"))
+    assert probe.told("GPU context") == []
 
 
 def test_another_form_of_the_model_beside_it_is_left_out(vllm: VllmEnvironment, model: Path, tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 _STARTS_WITHIN = 60
 _ENDS_WITHIN = 20
@@ -67,3 +67,28 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | 
     if result.returncode:
         raise RuntimeError(f"{command!r} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
     return result.stdout
+
+
+@contextmanager
+def started(*command: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that is killed, if it is still there, when the block ends; with the first line that it prints."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+
+
+def wait_until_gone(*processes: int) -> None:
+    deadline = time.monotonic() + 60
+    while any(is_running(process) for process in processes):
+        assert time.monotonic() < deadline, f"{processes} are still there"
+        time.sleep(0.02)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimgpu.units import format_size, parse_size, printable
+from slimgpu.units import format_number, format_rate, format_seconds, format_size, parse_size, printable
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,19 @@ from slimgpu.units import format_size, parse_size, printable
 )
 def test_sizes_have_three_digits(count: int, text: str) -> None:
     assert format_size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 ms"), (0.0421, "42 ms"), (0.9994, "999 ms"), (0.9995, "1.00 s"), (12.345, "12.3 s"), (361.4, "361 s")],
+)
+def test_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_numbers_and_rates() -> None:
+    assert [format_number(value) for value in (0.04, 1.234, 12.34, 123.4)] == ["0.04", "1.23", "12.3", "123"]
+    assert [format_rate(bits) for bits in (2e9, 25_000_000, 500)] == ["2.00 Gbit/s", "25.0 Mbit/s", "500 bit/s"]
 
 
 @pytest.mark.parametrize(

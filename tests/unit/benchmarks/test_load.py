@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,20 +64,6 @@ def test_a_model_is_read_by_safetensors(tmp_path: Path) -> None:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         assert {name: tuple(one.get_shape()) for name, one in slices.items()} == dict(shape.tensors())
         assert {one.get_dtype() for one in slices.values()} == {"BF16"}
-
-
-@pytest.mark.usefixtures("modules")
-def test_pages_leave_the_cache_and_come_back() -> None:
-    pages = importlib.import_module("loading.pages")
-    with tempfile.NamedTemporaryFile(dir=Path(__file__).parent) as temporary:  # not a tmpfs, which keeps its pages
-        file = Path(temporary.name)
-        file.write_bytes(os.urandom(1 << 20))
-        pages.warm([file])
-        assert pages.resident([file]) == 1
-        pages.evict([file])
-        assert pages.resident([file]) == 0
-        pages.warm([file])
-        assert pages.resident([file]) == 1
 
 
 @pytest.mark.usefixtures("modules")

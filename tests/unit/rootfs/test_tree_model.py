@@ -4,51 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 
 from hypothesis import given
-from hypothesis import strategies as st
 
 from slimgpu.errors import ImageError
 from slimgpu.rootfs.entry import Entry, Kind
-from slimgpu.rootfs.tree import Tree, merge
+from slimgpu.rootfs.tree import merge
 from tests.support.fuzz import examples
-
-_NAMES = ("a", "b", "c")
-_path = st.lists(st.sampled_from(_NAMES), min_size=1, max_size=3).map("/".join)
-_link = st.one_of(
-    _path,
-    _path.map("/{}".format),
-    _path.map("../{}".format),
-    _path.map("../../../{}".format),
-    st.just("."),
-    st.just(".."),
-)
-
-
-@st.composite
-def entries(draw: st.DrawFn) -> Entry:
-    path = draw(_path)
-    kind = draw(st.sampled_from(["file", "file", "directory", "symlink", "hardlink", "whiteout", "opaque"]))
-    parent, _, name = path.rpartition("/")
-    prefix = f"{parent}/" if parent else ""
-    if kind == "whiteout":
-        return Entry(f"{prefix}.wh.{name}", Kind.FILE, 0)
-    if kind == "opaque":
-        return Entry(f"{path}/.wh..wh..opq", Kind.FILE, 0)
-    if kind == "symlink":
-        return Entry(path, Kind.SYMLINK, 0o777, link=draw(_link))
-    if kind == "hardlink":
-        return Entry(path, Kind.HARDLINK, 0o644, link=draw(_path))
-    if kind == "directory":
-        return Entry(path, Kind.DIRECTORY, draw(st.sampled_from([0o755, 0o700])))
-    size = draw(st.integers(1, 9))
-    return Entry(path, Kind.FILE, draw(st.sampled_from([0o644, 0o600])), size=size, digest=f"sha256:{size}")
-
-
-layers = st.lists(st.lists(entries(), max_size=6), min_size=1, max_size=4)
+from tests.support.stacks import in_tree, layers, on_disk
 
 
 class Refused(Exception):  # noqa: N818 - no error, but an answer
@@ -142,22 +107,6 @@ class Model:
             real.write_bytes(bytes(entry.size))
             real.chmod(entry.mode)
 
-    def listing(self) -> dict[str, tuple[object, ...]]:
-        first: dict[int, str] = {}
-        found = {}
-        for path in sorted(self.root.rglob("*"), key=lambda p: p.relative_to(self.root).parts):
-            name = str(path.relative_to(self.root))
-            facts = path.lstat()
-            if stat.S_ISLNK(facts.st_mode):
-                what: tuple[object, ...] = (Kind.SYMLINK, str(path.readlink()))
-            elif stat.S_ISDIR(facts.st_mode):
-                found[name] = (Kind.DIRECTORY, stat.S_IMODE(facts.st_mode))
-                continue
-            else:
-                what = (Kind.FILE, stat.S_IMODE(facts.st_mode), facts.st_size)
-            found[name] = (*what, first.setdefault(facts.st_ino, name))
-        return found
-
 
 class Unlike(Exception):  # noqa: N818 - no error, but a case where the model has no answer
     """A directory replaced by a hard link to a file inside it."""
@@ -170,19 +119,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def listing(tree: Tree) -> dict[str, tuple[object, ...]]:
-    first: dict[int, str] = {}
-    found: dict[str, tuple[object, ...]] = {}
-    for path, node in tree.walk():
-        entry = node.inode.entry
-        if entry.kind is Kind.DIRECTORY:
-            found[path] = (Kind.DIRECTORY, entry.mode)
-            continue
-        what = (entry.kind, entry.link) if entry.kind is Kind.SYMLINK else (entry.kind, entry.mode, entry.size)
-        found[path] = (*what, first.setdefault(id(node.inode), path))
-    return found
-
-
 def expected(stack: list[list[Entry]]) -> dict[str, tuple[object, ...]] | None:
     """What the model makes of the layers; None where it refuses."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
@@ -192,7 +128,7 @@ def expected(stack: list[list[Entry]]) -> dict[str, tuple[object, ...]] | None:
                 model.apply(layer)
         except Refused:
             return None
-        return model.listing()
+        return on_disk(model.root)
 
 
 @examples(300)
@@ -210,7 +146,7 @@ def test_the_tree_is_what_unpacking_gives(stack: list[list[Entry]]) -> None:
         assert wanted is None, message
         assert "layer " in message
         return
-    assert listing(tree) == wanted
+    assert in_tree(tree) == wanted
 
 
 @examples(200)
