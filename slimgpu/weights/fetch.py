@@ -209,7 +209,7 @@ class Fetcher:
             raise ImageError(f"{chunk}: {fault.text}")
         raise DigestError(
             f"{chunk} from {source} does not have the digest that its index names; the copy there is damaged, so push "
-            "the artifact to another repository"
+            "the artifact again with slimgpu weights push --check"
         )
 
     def _piece(self, each: Range, number: int) -> Piece:
