@@ -379,6 +379,8 @@ _INDEX = f"sha256:{hashlib.sha256(b'').hexdigest()}"
         ({"schema": "slimgpu.pointer.v2"}, "no pointer"),
         ({"ref": 1}, "names no weights"),
         ({"ref": "weird://x"}, "names no weights"),
+        ({"ref": "oci:\ud800"}, "names no weights"),
+        ({"root": "/\ud800"}, "no absolute path"),
         ({"index": "sha256:1"}, "no valid digest"),
         ({"index": None}, "no valid digest"),
         ({"root": "models"}, "no absolute path"),
