@@ -86,6 +86,8 @@ class Schedule:
         self._under_way: list[Range] = []
         self._strikes = [0] * sources
         self._answered = [False] * sources
+        self._busy = [0] * sources
+        """Threads that are at a range, also at one that another thread has delivered meanwhile."""
         self._moved = time.monotonic()
         """When a range was last taken or delivered."""
         self._changed = threading.Condition()
@@ -111,6 +113,7 @@ class Schedule:
                 chosen = self._choose(source, now)
                 if chosen is not None:
                     chosen.workers.append(source)
+                    self._busy[source] += 1
                     chosen.started = self._moved = now
                     return chosen
                 self._changed.wait(_PAUSE)
@@ -126,7 +129,7 @@ class Schedule:
     def _choose(self, source: int, now: float) -> Range | None:
         if self._answered[source]:
             return self._untold(source, now) or self._waiting_for(source, now) or self._late(source, now)
-        if source and any(source in each.workers for each in self._under_way):
+        if source and self._busy[source]:
             return None
         return self._waiting_for(source, now) or self._late(source, now)
 
@@ -183,7 +186,7 @@ class Schedule:
     def complete(self, each: Range, source: int) -> None:
         """The range has been delivered."""
         with self._changed:
-            each.workers.remove(source)
+            self._leave(each, source)
             self._strikes[source] = 0
             self._moved = time.monotonic()
             if not each.done:
@@ -198,7 +201,7 @@ class Schedule:
     def give_back(self, each: Range, source: int, error: Exception) -> None:
         """The range could not be had from ``source``; when no other has it either, the fetch ends with ``error``."""
         with self._changed:
-            each.workers.remove(source)
+            self._leave(each, source)
             if isinstance(error, NotFoundError):
                 each.failures[source] = _ATTEMPTS
                 self._answered[source] = True
@@ -213,6 +216,10 @@ class Schedule:
             self._under_way.remove(each)
             self._waiting.appendleft(each)
             self._changed.notify_all()
+
+    def _leave(self, each: Range, source: int) -> None:
+        each.workers.remove(source)
+        self._busy[source] -= 1
 
     def fail(self, error: BaseException) -> None:
         """Nothing can mend this: end the fetch."""

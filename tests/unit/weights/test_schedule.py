@@ -223,6 +223,20 @@ def test_who_refuses_is_asked_again_and_who_lacks_a_range_lives(monkeypatch: pyt
     assert [take(schedule, 1).offset for _ in range(2)] == [20, 30]
 
 
+def test_a_dead_source_gets_no_second_range_when_its_first_was_had_elsewhere() -> None:
+    schedule = Schedule(some(3), 2)
+    schedule.answered(0)
+    held = take(schedule, 1)
+    for each in (take(schedule, 0), take(schedule, 0), take(schedule, 0)):
+        schedule.complete(each, 0)
+    assert held.done
+    schedule.add(Range(0, 99, 1, [99]))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(schedule.take, 1)
+        schedule.complete(take(schedule, 0), 0)
+        assert waiting.result() is None
+
+
 @pytest.mark.parametrize("dead", [0, 1])
 def test_what_comes_first_does_not_wait_for_who_has_never_answered(dead: int) -> None:
     """Even while there is more to fetch."""
