@@ -42,6 +42,8 @@ from slimgpu.weights.sources import collect
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from slimgpu.bench.link.values import Link
+
 SCHEMA = "slimgpu.benchmark.load.v1"
 
 _HERE = Path(__file__).resolve().parent
@@ -285,19 +287,19 @@ class _Run:
         with link(shape) as on, servers(on, at, bench.storage, bench.layout, bench.model.parent):
             arms = self._chosen(over(on, at, bench))
             scenario = Scenario(f"link of {rate:g} Gbit/s ({on.how})", arms, gigabits=rate)
-            return {scenario.name: self._measure(scenario, on.command([], 0))}
+            return {scenario.name: self._measure(scenario, on)}
 
-    def _measure(self, scenario: Scenario, prefix: Sequence[str] = ()) -> list[Row]:
+    def _measure(self, scenario: Scenario, on: Link | None = None) -> list[Row]:
         """All rounds of a scenario; arms take turns, and every other round goes backwards."""
         for number in range(self._options["runs"]):
             for arm in scenario.arms if number % 2 == 0 else scenario.arms[::-1]:
-                self._samples.append(self._sample(scenario, arm, number, prefix))
+                self._samples.append(self._sample(scenario, arm, number, on))
         found = [sample for sample in self._samples if sample.scenario == scenario.name]
         rows = [_row(arm, [one.result for one in found if one.arm == arm.name], scenario) for arm in scenario.arms]
         _print(scenario, rows, self._options["runs"])
         return rows
 
-    def _sample(self, scenario: Scenario, arm: Arm, number: int, prefix: Sequence[str]) -> Sample:
+    def _sample(self, scenario: Scenario, arm: Arm, number: int, on: Link | None) -> Sample:
         regions = self._memory / ("kept" if arm.prefetched else "regions")
         cache = self._scratch / "cache"
         for folder in (cache, self._memory / "regions", self._memory / "download"):
@@ -310,15 +312,18 @@ class _Run:
             **arm.environment,
         }
         if arm.prefetched:
-            self._work(arm, "prefetch", environment, prefix)
+            self._work(arm, "prefetch", environment, on)
         share = _cache_state(arm.reads, cold=scenario.cold)
         load = round(os.getloadavg()[0], 2)
-        result = self._work(arm, arm.kind, environment, prefix)
+        if on:
+            on.reset()
+        result = self._work(arm, arm.kind, environment, on)
+        result["wire"] = on.counted().registry if on else 0
         self._compare(arm, result)
         _say(f"{scenario.name}, round {number + 1}, {arm.name}: {result['seconds']:.2f} s at load {load}")
         return Sample(scenario.name, arm.name, number, load, share, result)
 
-    def _work(self, arm: Arm, kind: str, environment: dict[str, str], prefix: Sequence[str]) -> dict[str, Any]:
+    def _work(self, arm: Arm, kind: str, environment: dict[str, str], on: Link | None) -> dict[str, Any]:
         """Let a fresh process do it."""
         path = self._scratch / "result.json"
         path.unlink(missing_ok=True)
@@ -332,11 +337,16 @@ class _Run:
             "result": str(path),
             "started": time.monotonic(),
         }
-        command = [*prefix, sys.executable, str(_HERE / "loading" / "worker.py"), json.dumps(task)]
+        command = [sys.executable, str(_HERE / "loading" / "worker.py"), json.dumps(task)]
         with tempfile.TemporaryFile() as errors:
             try:
                 done = subprocess.run(
-                    command, stdout=errors, stderr=errors, env=os.environ | environment, timeout=_LIMIT, check=False
+                    on.command(command, 0) if on else command,
+                    stdout=errors,
+                    stderr=errors,
+                    env=os.environ | environment,
+                    timeout=_LIMIT,
+                    check=False,
                 )
             except subprocess.TimeoutExpired as error:
                 raise click.ClickException(f"{arm.name} took more than {_LIMIT:.0f} s") from error

@@ -252,7 +252,6 @@ def _counters() -> dict[str, float]:
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "processor_seconds": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-        "wire": _received(),
     }
 
 
@@ -283,13 +282,6 @@ class _SharedMemory:
         while not over:
             over = self._done.wait(_WATCH)
             self.grown = max(self.grown, self._used() - self._before)
-
-
-def _received() -> int:
-    """Bytes that came over the node's line, headers too; without a node, over loopback."""
-    rows = (line.partition(":") for line in Path("/proc/self/net/dev").read_text().splitlines())
-    counts = {name.strip(): fields.split()[0] for name, found, fields in rows if found}
-    return int(counts.get("line", counts["lo"]))
 
 
 def _memory() -> dict[str, int]:

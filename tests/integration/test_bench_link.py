@@ -7,6 +7,8 @@ import math
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,6 +154,24 @@ def test_a_limit_is_kept(opening: Opening) -> None:
     assert (slow.expected, fast.expected) == (2e7, None)
 
 
+def test_all_nodes_share_the_registry_s_bandwidth(opening: Opening) -> None:
+    with (
+        opening(Shape(2e7, (REGISTRY,), nodes=2)) as on,
+        helper("the server", ["send", on.host(), str(REGISTRY)], on.command([])),
+        ThreadPoolExecutor(2) as threads,
+    ):
+
+        def take(node: int) -> int:
+            host, port = on.address(REGISTRY, node)
+            with helper("the client", ["fetch", host, str(port), "1", str(SIZE)], on.command([], node)) as taken:
+                return int(taken.said["bytes"])
+
+        began = time.monotonic()
+        size = sum(threads.map(take, range(2)))
+        assert size * 8 / (time.monotonic() - began) < 2e7 * 1.1
+        assert size == 2 * SIZE
+
+
 def test_nodes_do_not_take_of_the_registry_s_bandwidth(opening: Opening) -> None:
     with opening(Shape(1e6, (REGISTRY,), nodes=2, node_bandwidth=math.inf, node_ports=(NODES,))) as on:
         assert between(on, server=0, client=1) > 1e6 * 1.1
@@ -258,6 +278,6 @@ def test_without_its_tools_a_link_is_proxied_and_says_so(monkeypatch: pytest.Mon
     shape = Shape(None, (REGISTRY,))
     with link(shape) as on:
         assert on.how == "splice proxy"
-        assert on.notes[0] == "a proxy shapes the link, as links need iproute2 and util-linux; install them"
+        assert on.notes[0] == "a proxy shapes the link, as namespaces take util-linux, which must be installed"
         measure(on, shape, 1, SIZE)
         assert on.counted().registry == SIZE + 11, "and an answer of a byte eleven times"

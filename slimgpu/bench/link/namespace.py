@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from slimgpu.bench.link.addresses import LOCAL, REGISTRY, node_address
 from slimgpu.bench.link.helper import Helper, helper
+from slimgpu.bench.link.netns import find_tool
 from slimgpu.bench.link.proxy import Route, proxy_arguments
 from slimgpu.bench.link.values import Counters, Shape
 from slimgpu.errors import MissingComponentError
@@ -63,9 +63,9 @@ def namespaces(shape: Shape) -> Iterator[_Namespaces]:
 
     Root makes the namespaces directly; anyone else in a user namespace, in which commands then seem to run as root.
     """
-    missing = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool) is None})
+    missing = sorted({package for tool, package in _TOOLS.items() if find_tool(tool) is None})
     if missing:
-        raise MissingComponentError(f"links need {' and '.join(missing)}; install them")
+        raise MissingComponentError(f"namespaces take {' and '.join(missing)}, which must be installed")
     own_users = os.geteuid() != 0
     prefix = ["unshare", "--user", "--map-root-user"] if own_users else []
     how = "network namespaces shaped by the kernel" + (", a TUN device for latency" if shape.latency else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from slimgpu.errors import MissingComponentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_FOR_ROOT: Final = "/usr/sbin:/sbin"
 _CLONE_NEWNET: Final = 0x40000000
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -61,9 +63,17 @@ def _check(result: int, what: str) -> None:
         raise MissingComponentError(f"{what} a network namespace is refused here ({why}); it takes root")
 
 
+def find_tool(name: str) -> str | None:
+    """Where the program is; users' PATH often lacks what only root used to start."""
+    return shutil.which(name) or shutil.which(name, path=_FOR_ROOT)
+
+
 def network_tool(*command: str) -> str:
     """What ``ip`` or ``tc`` says; raises `MissingComponentError` with what it complains of."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
+    program = find_tool(command[0]) or command[0]
+    result = subprocess.run(  # noqa: S603 - our own arguments
+        [program, *command[1:]], capture_output=True, text=True, check=False
+    )
     if result.returncode:
         complaint = " ".join(result.stderr.split())
         raise MissingComponentError(f"{' '.join(command)}: {complaint}")
