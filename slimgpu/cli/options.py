@@ -71,6 +71,9 @@ platform_option = click.option(
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(min=1), help="Workers; as many as there are cores unless given."
 )
+check_option = click.option(
+    "--check", is_flag=True, help="Read what the destination has already, too, and store it again where it is damaged."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 
 

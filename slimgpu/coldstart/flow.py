@@ -164,6 +164,7 @@ class Flow:
             self._slots.give(slot)
             self._schedule.give_back(each, source, error)
             return
+        self._schedule.answered(source)
         with self._lock:
             if each.done or blob.given_up:  # another connection was faster
                 self._slots.give(slot)

@@ -97,8 +97,8 @@ def drop(reference: Reference, context: Context) -> Dropped:
 
 def _taken(folder: Path) -> int:
     size = 0
-    for file in folder.iterdir():
-        with suppress(FileNotFoundError):  # somebody else drops it, too
+    with suppress(FileNotFoundError):  # somebody else drops it, too
+        for file in folder.iterdir():
             size += file.stat().st_blocks * 512
     return size
 

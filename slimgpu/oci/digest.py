@@ -77,3 +77,13 @@ def verified(chunks: Iterable[bytes], digest: str, size: int | None, what: str) 
     found = f"{algorithm}:{hasher.hexdigest()}"
     if found != digest:
         raise DigestError(f"{what} has the digest {found}, not {digest}; fetch or copy the image again")
+
+
+def is_whole(chunks: Iterable[bytes], digest: str, size: int) -> bool:
+    """Whether ``chunks`` are the bytes that the digest names; raises what reading them raises."""
+    try:
+        for _ in verified(chunks, digest, size, digest):
+            pass
+    except DigestError:
+        return False
+    return True

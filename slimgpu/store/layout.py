@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from slimgpu.errors import DestinationError, ImageError, NotFoundError
 from slimgpu.oci import media
-from slimgpu.oci.digest import check_bytes, digest_bytes
+from slimgpu.oci.digest import check_bytes, digest_bytes, is_whole
 from slimgpu.oci.manifest import (
     Descriptor,
     Index,
@@ -205,9 +205,11 @@ class LayoutWriter:
 
     stores: Literal["compressed", "plain"] = "compressed"
 
-    def __init__(self, root: Path, tag: str | None) -> None:
+    def __init__(self, root: Path, tag: str | None, *, check: bool = False) -> None:
+        """``check`` writes again what is there and damaged."""
         self._root = root
         self._tag = tag
+        self._check = check
         self.workspace = root.parent / f".{root.name}.slimgpu.partial"
 
     @contextmanager
@@ -238,7 +240,13 @@ class LayoutWriter:
     def has(self, blob: Descriptor) -> bool:
         """See `slimgpu.store.transport.ArtifactSink.has`."""
         part = blob.digest.replace(":", "/")
-        return (self.workspace / "blobs" / part).exists() or (self._root / "blobs" / part).exists()
+        present = self._root / "blobs" / part
+        if (self.workspace / "blobs" / part).exists():
+            return True
+        if not self._check or not present.exists():
+            return present.exists()
+        with open_file(present)() as chunks:
+            return is_whole(chunks, blob.digest, blob.size)
 
     def write(self, artifact: Artifact, task: Task) -> str:
         """Add the image or artifact; gives its digest. ``task`` advances by the layers' stored bytes."""

@@ -1,6 +1,7 @@
 """Writing to a registry: blobs that it lacks, then the configuration, then the manifest.
 
 A blob that lies in another repository of the same registry is mounted from there. What breaks off is tried again.
+What is there already is believed, unless it is to be checked: then all is read back, and sent again where it is wrong.
 
 Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#push
 """
@@ -14,9 +15,9 @@ from threading import Event
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from urllib.parse import urlencode, urlsplit
 
-from slimgpu.errors import DestinationError, RegistryError
+from slimgpu.errors import DestinationError, ImageError, RegistryError
 from slimgpu.oci import media
-from slimgpu.oci.digest import digest_bytes
+from slimgpu.oci.digest import digest_bytes, is_whole
 from slimgpu.oci.manifest import referrer
 from slimgpu.oci.mutate import CheckedBlob
 from slimgpu.progress import SILENT
@@ -83,8 +84,10 @@ class RegistryWriter:
 
     stores: Literal["compressed", "plain"] = "compressed"
 
-    def __init__(self, reference: RegistryReference, cache: Cache) -> None:
+    def __init__(self, reference: RegistryReference, cache: Cache, *, check: bool = False) -> None:
         self._reference = reference
+        self._check = check
+        self._checked: set[str] = set()
         self._repository = Repository(reference, "pull,push")
         self._cache = cache
         self._stop = Event()
@@ -150,8 +153,31 @@ class RegistryWriter:
 
     def _push_once(self, blob: Descriptor, body: _Body, origin: RegistryReference | None) -> None:
         location = None if self.has(blob) else self._begin_upload(blob.digest, origin)
-        if location is None:
+        if location is not None:
+            self._upload(location, blob, body)
+        if not self._check or blob.digest in self._checked:
             return
+        if not self._is_whole(blob):
+            self._upload(self._start_upload(), blob, body)
+            if not self._is_whole(blob):
+                raise self._damaged(blob.digest)
+        self._checked.add(blob.digest)
+
+    def _is_whole(self, blob: Descriptor) -> bool:
+        try:
+            with self._repository.open_blob(blob)() as chunks:
+                return is_whole(chunks, blob.digest, blob.size)
+        except ImageError:  # it lacks what it has just said that it has
+            return False
+
+    def _damaged(self, digest: str) -> RegistryError:
+        """Docker's registry takes a blob whose digest it has for the same, and throws away what is sent."""
+        return RegistryError(
+            f"{self._reference.host} holds a damaged {digest} and does not replace it; have it deleted from the "
+            "registry's storage (by docker-registry garbage-collect, once no manifest lists it), then push again"
+        )
+
+    def _upload(self, location: str, blob: Descriptor, body: _Body) -> None:
         separator = "&" if urlsplit(location).query else "?"
         self._repository.send(
             "PUT",
@@ -190,6 +216,11 @@ class RegistryWriter:
         stored = answer.get("Docker-Content-Digest", digest)
         if stored != digest:
             raise RegistryError(f"{self._reference} was stored as {stored}, not {digest}; push it again")
+        if self._check:
+            try:
+                self._repository.manifest(digest)
+            except ImageError as error:
+                raise self._damaged(digest) from error
         if artifact.manifest.subject is not None and "OCI-Subject" not in answer:
             attach(
                 self._repository, referrer(artifact.manifest, artifact.raw_manifest), artifact.manifest.subject.digest

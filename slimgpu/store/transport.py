@@ -213,27 +213,33 @@ def _sink(reference: Reference, cache: Cache) -> AbstractContextManager[Sink]:
 
 
 @contextmanager
-def open_artifact_sink(reference: Reference, cache: Cache) -> Iterator[ArtifactSink]:
-    """The place that ``reference`` names, for an artifact; raises as `open_sink` and `open_artifact` do."""
-    with _artifact_sink(reference, cache) as sink:
+def open_artifact_sink(reference: Reference, cache: Cache, *, check: bool = False) -> Iterator[ArtifactSink]:
+    """The place that ``reference`` names, for an artifact.
+
+    What is there already is believed unless ``check`` is set: then it is read, and stored again where it is damaged.
+    Raises as `open_sink` and `open_artifact` do.
+    """
+    with _artifact_sink(reference, cache, check=check) as sink:
         yield sink
 
 
-def _artifact_sink(reference: Reference, cache: Cache) -> AbstractContextManager[ArtifactSink]:
+def _artifact_sink(reference: Reference, cache: Cache, *, check: bool) -> AbstractContextManager[ArtifactSink]:
     if isinstance(reference, RegistryReference):
         from slimgpu.store.registry_push import RegistryWriter  # noqa: PLC0415
 
-        return RegistryWriter(reference, cache).opened()
-    return _layout_sink(_artifact_path(reference))
+        return RegistryWriter(reference, cache, check=check).opened()
+    return _layout_sink(_artifact_path(reference), check=check)
 
 
-def _layout_sink(reference: PathReference) -> AbstractContextManager[LayoutWriter | OciArchiveWriter]:
+def _layout_sink(
+    reference: PathReference, *, check: bool = False
+) -> AbstractContextManager[LayoutWriter | OciArchiveWriter]:
     if reference.digest:
         raise UsageError(f"{reference} names what is there by its digest; name what is written by a tag")
     if reference.transport is PathTransport.OCI:
         from slimgpu.store.layout import LayoutWriter  # noqa: PLC0415
 
-        return LayoutWriter(reference.path, reference.tag).opened()
+        return LayoutWriter(reference.path, reference.tag, check=check).opened()
     from slimgpu.store.archive_writer import OciArchiveWriter  # noqa: PLC0415
 
     return OciArchiveWriter(reference).opened()

@@ -76,7 +76,8 @@ class Filling:
             yield
         finally:
             self._stop.set()
-            self._delivered.wait()  # not for the disk, which goes on as long as the process does
+            if thread.is_alive():  # which it isn't in a fork of the process
+                self._delivered.wait()  # not for the disk, which goes on as long as the process does
 
     def _run(self, planes: bool) -> None:  # noqa: FBT001 - a thread's arguments are positional
         try:

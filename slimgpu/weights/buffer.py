@@ -46,9 +46,7 @@ class Buffer:
             for place in places:
                 self._data.write(data, place)
         except OSError as error:
-            raise DestinationError(
-                f"{self.folder.parent} is full ({error.strerror}); set SLIMGPU_MEMORY_DIR to a larger file system"
-            ) from error
+            raise full(self.folder, error) from error
         self.state[chunk] = state
 
     def view(self) -> memoryview:
@@ -61,6 +59,13 @@ class Buffer:
     def close(self) -> None:
         """Let go of the files."""
         self._open.close()
+
+
+def full(folder: Path, error: OSError) -> DestinationError:
+    """What to tell when a region's ``folder`` takes no more."""
+    return DestinationError(
+        f"{folder.parent} is full ({error.strerror}); set SLIMGPU_MEMORY_DIR to a larger file system"
+    )
 
 
 def create(folder: Path, total: int, chunks: int) -> None:

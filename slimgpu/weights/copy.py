@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from slimgpu.weights.artifact import Weights
 
 
-def copy_artifact(source: Reference, destination: Reference, context: Context) -> str:
+def copy_artifact(source: Reference, destination: Reference, context: Context, *, check: bool = False) -> str:
     """Copy the weights artifact with all its blobs, each checked against its digest; gives the artifact's digest.
 
-    What the destination has is not sent again. Raises what reading and writing artifacts raise, and `ImageError` for
-    anything but weights.
+    What the destination has is not sent again, unless ``check`` finds it damaged. Raises what reading and writing
+    artifacts raise, and `ImageError` for anything but weights.
     """
     with (
         open_weights(source, context) as weights,
-        open_artifact_sink(destination, context.cache) as sink,
+        open_artifact_sink(destination, context.cache, check=check) as sink,
     ):
         total = sum(blob.descriptor.size for blob in weights.artifact.layers)
         with context.progress.task("copying", total) as task:

@@ -151,6 +151,7 @@ class Fetcher:
             kept = self._keeper is not None and self._keeper.read_into(digest, each.offset, content)
             if not kept:
                 self._sources[source].read_into(digest, each.offset, content)
+                stages.schedule.answered(source)
             with suppress(RuntimeError):  # the fetch is over
                 stages.decoders.submit(self._finish, stages, each, source, slot, kept)
         except SlimgpuError as error:
@@ -208,7 +209,7 @@ class Fetcher:
             raise ImageError(f"{chunk}: {fault.text}")
         raise DigestError(
             f"{chunk} from {source} does not have the digest that its index names; the copy there is damaged, so push "
-            "the artifact to another repository"
+            "the artifact again with slimgpu weights push --check"
         )
 
     def _piece(self, each: Range, number: int) -> Piece:

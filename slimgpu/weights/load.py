@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import atexit
+import os
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def stream(  # noqa: PLR0913 - as in load
     from slimgpu.weights.deliver import delivery_to  # noqa: PLC0415
     from slimgpu.weights.select import chunks_of, select  # noqa: PLC0415
 
-    with ExitStack() as stack:
+    with _closed_at_exit() as stack:
         chosen: list[TensorEntry] = []
 
         def choose(found: Any) -> list[int]:
@@ -72,3 +74,23 @@ def stream(  # noqa: PLR0913 - as in load
         for tensor in chosen:
             filling.wait([part.chunk for part in filling.region.index.parts(tensor)])
             yield tensor.name, delivery.deliver(tensor)
+
+
+@contextmanager
+def _closed_at_exit() -> Iterator[ExitStack]:
+    """A stack that doesn't outlive the program, whose end a generator that is never gone on with may not see.
+
+    When Python clears its modules it is too late: the threads that would have to end are dead by then.
+    """
+    stack, owner = ExitStack(), os.getpid()
+
+    def close() -> None:
+        if os.getpid() == owner:  # a fork has none of our threads, and its parent lives on
+            stack.close()
+
+    atexit.register(close)
+    try:
+        with stack:
+            yield stack
+    finally:
+        atexit.unregister(close)

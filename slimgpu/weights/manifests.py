@@ -64,12 +64,10 @@ class ManifestKeeper:
 
     def with_config(self, digest: str) -> bytes | None:
         """A manifest whose configuration has this digest."""
-        with suppress(OSError):
-            for path in self._manifests.iterdir():
-                data = path.read_bytes()
-                is_whole = digest_bytes(data) == f"sha256:{path.name}"
-                if is_whole and json.loads(data)["config"]["digest"] == digest:
-                    return data
+        for path, data in self._read():
+            is_whole = digest_bytes(data) == f"sha256:{path.name}"
+            if is_whole and json.loads(data)["config"]["digest"] == digest:
+                return data
         return None
 
     def tags(self, repository: str) -> list[str] | None:
@@ -81,10 +79,14 @@ class ManifestKeeper:
 
     def all(self) -> Iterator[bytes]:
         """Every manifest."""
+        for _, data in self._read():
+            yield data
+
+    def _read(self) -> Iterator[tuple[Path, bytes]]:
         with suppress(OSError):
             for path in self._manifests.iterdir():
-                if not path.name.startswith("."):
-                    yield path.read_bytes()
+                if not path.name.startswith("."):  # what is being written may go meanwhile
+                    yield path, path.read_bytes()
 
     @property
     def changed(self) -> int:

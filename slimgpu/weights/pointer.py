@@ -66,11 +66,20 @@ def parse_pointer(data: bytes, what: str = POINTER_FILE) -> Pointer:
 
 def _checked(ref: Any, index: Any, root: Any, what: str) -> Pointer:
     try:
-        parse_reference(ref if isinstance(ref, str) else "")
+        parse_reference(ref if isinstance(ref, str) and _is_text(ref) else "")
     except UsageError as error:
         raise ImageError(f"{what} names no weights: {error}") from error
     if not isinstance(index, str) or not is_digest(index):
         raise ImageError(f"{what} has no valid digest of an index; build the image again")
-    if not isinstance(root, str) or not root.startswith("/") or posixpath.normpath(root) != root or "\0" in root:
+    if not isinstance(root, str) or not _is_path(root):
         raise ImageError(f"{what} has no absolute path as its root; build the image again")
     return Pointer(ref, index, root)
+
+
+def _is_path(root: str) -> bool:
+    return root.startswith("/") and posixpath.normpath(root) == root and "\0" not in root and _is_text(root)
+
+
+def _is_text(value: str) -> bool:
+    """Whether no half of a character is in it, which JSON can hold, and no file system."""
+    return value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value)

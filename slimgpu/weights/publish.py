@@ -35,19 +35,20 @@ def publish(
     bases: Sequence[Reference] = (),
     subject: Descriptor | None = None,
     key: CacheKey | None = None,
+    check: bool = False,
 ) -> PackResult:
     """Pack ``paths`` and store the artifact at ``destination``.
 
-    Chunks of ``bases``, and of what the destination's name means so far, are not stored again. ``subject`` is the
-    manifest that it is attached to. With ``key`` it is a compiler's cache. Raises what `collect`, `pack` and stores
-    raise.
+    Chunks of ``bases``, and of what the destination's name means so far, are not stored again; but with ``check``,
+    nothing that the destination has is believed. ``subject`` is the manifest that it is attached to. With ``key`` it
+    is a compiler's cache. Raises what `collect`, `pack` and stores raise.
     """
     began = time.monotonic()
     destination = key.place(destination) if key else destination
     sources, links = collect(paths)
     with ExitStack() as stack:
-        sink = stack.enter_context(open_artifact_sink(destination, context.cache))
-        known = _bases(bases, destination, context, stack)
+        sink = stack.enter_context(open_artifact_sink(destination, context.cache, check=check))
+        known = _bases(bases, None if check else destination, context, stack)
 
         def finish(blob: Blob) -> None:
             with SILENT.task("storing a blob", blob.descriptor.size) as task:
@@ -70,11 +71,12 @@ def publish(
     return _result(packed, destination, digest, time.monotonic() - began)
 
 
-def _bases(bases: Sequence[Reference], destination: Reference, context: Context, stack: ExitStack) -> list[Base]:
+def _bases(bases: Sequence[Reference], destination: Reference | None, context: Context, stack: ExitStack) -> list[Base]:
     """Named ones must be there; whether the destination's name means anything yet, nobody has promised."""
     found = [stack.enter_context(open_weights(base, context)) for base in bases]
-    with suppress(SlimgpuError):
-        found.append(stack.enter_context(open_weights(destination, context)))
+    if destination is not None:
+        with suppress(SlimgpuError):
+            found.append(stack.enter_context(open_weights(destination, context)))
     return [Base(weights.index, weights.artifact.layers) for weights in found]
 
 

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from slimgpu.errors import DestinationError
 from slimgpu.store.files import atomic_file
-from slimgpu.weights.buffer import MISSING, WHOLE, Buffer, create
+from slimgpu.weights.buffer import MISSING, WHOLE, Buffer, create, full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,10 @@ def _create(folder: Path, media_type: str, raw_index: bytes, index: Index) -> No
 
 def mark_kept(folder: Path) -> None:
     """The region is to stay when nobody uses it, within the bounds of its tier."""
-    (folder / "keep").touch()
+    try:
+        (folder / "keep").touch()
+    except OSError as error:
+        raise full(folder, error) from error
 
 
 def forget_kept(folder: Path) -> None:
@@ -119,10 +122,17 @@ def filling(folder: Path) -> Iterator[bool]:
             f"{folder} cannot be locked ({error.strerror}); choose another SLIMGPU_MEMORY_DIR"
         ) from error
     try:
-        (folder / "fetch").write_text(str(os.getpid()))
+        _sign(folder)
         yield True
     finally:
         lock.release()
+
+
+def _sign(folder: Path) -> None:
+    try:
+        (folder / "fetch").write_text(str(os.getpid()))
+    except OSError as error:
+        raise full(folder, error) from error
 
 
 def filler(folder: Path) -> str:

@@ -27,6 +27,9 @@ _HEDGE_AFTER: Final = 1.0
 """Seconds that a range may be under way before an idle thread begins it, too."""
 _USUAL: Final = 3.0
 """Times that a range may take as long as one does on average, before that: a slow link is not made slower."""
+_TRIAL: Final = 0.2
+"""Seconds that a source which has never answered may have a range for itself, and `_TRIALS` times what one takes."""
+_TRIALS: Final = 2.0
 _PAUSE: Final = 0.1
 """Seconds before a range that failed is tried again, doubled each time."""
 
@@ -70,7 +73,11 @@ def _extends(last: Range, chunk: Chunk) -> bool:
 
 
 class Schedule:
-    """The ranges of one fetch, shared by the threads of all sources."""
+    """The ranges of one fetch, shared by the threads of all sources.
+
+    The first source is the one that the index came from. Others may be dead: each gets one range at a time until it
+    has answered, and what comes first doesn't wait for it.
+    """
 
     def __init__(self, waiting: Iterable[Range], sources: int, *, grows: bool = False) -> None:
         """``grows`` says that more will be added, until it is stopped."""
@@ -78,6 +85,9 @@ class Schedule:
         self._waiting = deque(waiting)
         self._under_way: list[Range] = []
         self._strikes = [0] * sources
+        self._answered = [False] * sources
+        self._busy = [0] * sources
+        """Threads that are at a range, also at one that another thread has delivered meanwhile."""
         self._moved = time.monotonic()
         """When a range was last taken or delivered."""
         self._changed = threading.Condition()
@@ -100,13 +110,38 @@ class Schedule:
         with self._changed:
             while not self._is_over():
                 now = time.monotonic()
-                chosen = self._waiting_for(source, now) or self._late(source, now)
+                chosen = self._choose(source, now)
                 if chosen is not None:
                     chosen.workers.append(source)
+                    self._busy[source] += 1
                     chosen.started = self._moved = now
                     return chosen
                 self._changed.wait(_PAUSE)
             return None
+
+    def answered(self, source: int) -> None:
+        """The source has sent a range, right or wrong: it lives."""
+        with self._changed:
+            if not self._answered[source]:
+                self._answered[source] = True
+                self._changed.notify_all()
+
+    def _choose(self, source: int, now: float) -> Range | None:
+        if self._answered[source]:
+            return self._untold(source, now) or self._waiting_for(source, now) or self._late(source, now)
+        if source and self._busy[source]:
+            return None
+        return self._waiting_for(source, now) or self._late(source, now)
+
+    def _untold(self, source: int, now: float) -> Range | None:
+        """A range that a source has been at for long of which nobody knows yet whether it lives."""
+        after = _TRIAL + _TRIALS * self._usual()
+        untold = (each for each in self._under_way if len(each.workers) == 1 and not self._answered[each.workers[0]])
+        return next((each for each in untold if now - each.started > after and self._may(each, source)), None)
+
+    def _usual(self) -> float:
+        """Seconds that a range takes."""
+        return self._seconds / max(self._delivered, 1)
 
     def _waiting_for(self, source: int, now: float) -> Range | None:
         suits = self._may if now - self._moved > _HEDGE_AFTER else self._suits
@@ -139,7 +174,7 @@ class Schedule:
         """A range that one thread alone has been at for long, when there is nothing else to do."""
         if self._waiting:
             return None
-        after = max(_HEDGE_AFTER, _USUAL * self._seconds / max(self._delivered, 1))
+        after = max(_HEDGE_AFTER, _USUAL * self._usual())
         late = (each for each in self._under_way if len(each.workers) == 1 and now - each.started > after)
         return next((each for each in late if self._may(each, source) and self._may_join(each, source)), None)
 
@@ -151,7 +186,7 @@ class Schedule:
     def complete(self, each: Range, source: int) -> None:
         """The range has been delivered."""
         with self._changed:
-            each.workers.remove(source)
+            self._leave(each, source)
             self._strikes[source] = 0
             self._moved = time.monotonic()
             if not each.done:
@@ -166,9 +201,10 @@ class Schedule:
     def give_back(self, each: Range, source: int, error: Exception) -> None:
         """The range could not be had from ``source``; when no other has it either, the fetch ends with ``error``."""
         with self._changed:
-            each.workers.remove(source)
+            self._leave(each, source)
             if isinstance(error, NotFoundError):
                 each.failures[source] = _ATTEMPTS
+                self._answered[source] = True
             else:
                 each.rests[source] = time.monotonic() + _PAUSE * 2 ** each.failures.get(source, 0)
                 each.failures[source] = each.failures.get(source, 0) + 1
@@ -180,6 +216,10 @@ class Schedule:
             self._under_way.remove(each)
             self._waiting.appendleft(each)
             self._changed.notify_all()
+
+    def _leave(self, each: Range, source: int) -> None:
+        each.workers.remove(source)
+        self._busy[source] -= 1
 
     def fail(self, error: BaseException) -> None:
         """Nothing can mend this: end the fetch."""

@@ -225,10 +225,14 @@ def children(parent: int, but: list[int]) -> list[int]:
 
 
 def test_a_fetch_that_fails_does_not_end_the_command(registry: Registry) -> None:
-    called = [*_COMMAND, "run", f"{registry.host}/no/such:thing", "--", "sh", "-c", "sleep 1; exit 4"]
-    run = subprocess.run(called, capture_output=True, text=True, check=False)
-    assert run.returncode == 4
-    assert "does not exist" in run.stderr
+    """It ends when its complaint has been read."""
+    run = started("run", f"{registry.host}/no/such:thing", "--", "sh", "-c", "read -r told; exit 4")
+    assert run.stdin is not None
+    assert run.stderr is not None
+    assert "does not exist" in run.stderr.readline()
+    assert run.poll() is None
+    out, error = run.communicate("\n", timeout=60)
+    assert (run.returncode, out, error) == (4, "", "")
 
 
 @contextmanager

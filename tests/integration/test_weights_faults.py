@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ from slimgpu.store import peer
 from slimgpu.store import registry as registry_module
 from slimgpu.store.cache import Cache
 from slimgpu.store.context import Context
-from slimgpu.weights import load, schedule
+from slimgpu.weights import load, schedule, stream
 from slimgpu.weights.artifact import open_weights
 from slimgpu.weights.copy import copy_artifact, write_tree
 from tests.support import faults
@@ -33,7 +35,8 @@ from tests.support.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tests.support.registry import Registry
@@ -233,6 +236,48 @@ def test_peers_that_are_not_there_are_left_out(
         host = gone.host
     monkeypatch.setenv("SLIMGPU_PEERS", f" {host} ,,{host}")
     assert digests(load(f"docker://{proxy.host}/{repository}")) == expected
+
+
+@contextmanager
+def _silent() -> Iterator[str]:
+    """A peer that takes requests and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def _refusing() -> Iterator[str]:
+    with Faults("http://127.0.0.1:1") as gone:
+        host = gone.host
+    yield host
+
+
+@pytest.mark.timeout(60)  # Linux itself gives up a connection after two minutes
+@pytest.mark.parametrize("dead", [faults.blackhole, _silent, _refusing])
+def test_the_first_tensors_do_not_wait_for_a_peer_that_is_dead(
+    proxy: Faults,
+    repository: str,
+    expected: str,
+    dead: Callable[[], AbstractContextManager[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor for the end of the fetch: the last range only comes when the first tensors are there."""
+    monkeypatch.setattr(peer, "_TIMEOUT", (100_000.0, 100_000.0))
+    monkeypatch.setattr(schedule, "_HEDGE_AFTER", 100_000.0)
+    with open_weights(parse_reference(f"docker://{proxy.host}/{repository}"), Context(Cache(), 2)) as weights:
+        chunks = weights.index.chunks
+    last = schedule.ranges(weights.index, range(len(chunks)))[-1]
+    assert len(schedule.ranges(weights.index, range(len(chunks)))) > 4
+    here = threading.Event()
+    proxy.plan(faults.hold(here), lambda *asked: f"bytes={last.offset}-" in asked[2].get("Range", ""))
+    tensors = {}
+    with dead() as host:
+        monkeypatch.setenv("SLIMGPU_PEERS", host)
+        for name, data in stream(f"docker://{proxy.host}/{repository}"):
+            tensors[name] = data
+            if len(tensors) == 3:
+                here.set()
+    assert digests(tensors) == expected
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -9,8 +9,8 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -37,6 +37,8 @@ class Answer:
     pause: float | None = None
     cut_at: int | None = None
     """Where in the body the connection is reset."""
+    until: threading.Event | None = None
+    """Nothing is sent before it is set."""
     drip: float | None = None
     """Seconds between the bytes of the body from ``pause_at`` on."""
     drip_head: float | None = None
@@ -58,6 +60,11 @@ class Fault:
 def stall(after: float = 0.5, seconds: float | None = None) -> Fault:
     """Stop sending after this share of the body; go on after ``seconds``, or never."""
     return Fault("stall", lambda answer: replace(answer, pause_at=int(len(answer.body) * after), pause=seconds))
+
+
+def hold(until: threading.Event) -> Fault:
+    """Answer nothing before ``until`` is set."""
+    return Fault("hold", lambda answer: replace(answer, until=until))
 
 
 def drip(after: float = 0.5, seconds: float = 0.05) -> Fault:
@@ -282,6 +289,20 @@ def _any(method: str, path: str, headers: Mapping[str, str]) -> bool:
     return True
 
 
+@contextmanager
+def blackhole() -> Iterator[str]:
+    """An address where nobody answers, not even with a refusal: Linux drops what a full queue has no place for."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        while True:
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(0.5)
+            try:
+                waiting.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
 class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
@@ -348,6 +369,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.server.faults.vanish()
             return
+        if answer.until is not None:
+            answer.until.wait()
         self.send_response_only(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

@@ -8,6 +8,8 @@ import struct
 import zipfile
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -136,6 +138,14 @@ def archive(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> b
         for name, data in members.items():
             out.writestr(zipfile.ZipInfo(name), data, compress_type=method)
     return file.getvalue()
+
+
+def widened(data: bytes) -> bytes:
+    """The same zip with 64-bit fields wherever there are any: as if all were too large for others."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile, "ZIP64_LIMIT", 0)
+        patch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 0)
+        return archive({name: file.read(name) for name in file.namelist()})
 
 
 def checkpoint(pickle: Any, storages: Mapping[str, bytes], **more: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ from slimgpu.weights.artifact import index_of
 from slimgpu.weights.attach import attached
 from slimgpu.weights.index import Index, parse_index
 from slimgpu.weights.keep import BlobKeeper
-from slimgpu.weights.load import load
+from slimgpu.weights.load import load, stream
 from slimgpu.weights.pack import pack
 from slimgpu.weights.sources import collect
 from slimgpu.weights.tiers import remove_unused
@@ -312,6 +313,21 @@ def _load(ref: str, seconds: str = "0", only: str | None = None) -> None:
         _say(type(error).__name__, error)
 
 
+def _suspend(ref: str, seconds: str, how: str) -> None:
+    """End in the middle of a stream that something still holds: a module, an error, or a fork's parent."""
+    _slow_down(float(seconds))
+    builtins.held = tensors = stream(ref)  # type: ignore[attr-defined]
+    _say(next(tensors)[0])
+    if how == "error":
+        for _ in tensors:
+            raise KeyError
+    if how == "fork":
+        if not os.fork():
+            sys.exit(7)
+        _say(os.waitstatus_to_exitcode(os.wait()[1]))
+        _say(digests({name: data for name, data in tensors if name == "lm_head.weight"}))
+
+
 def _prefetch(ref: str, seconds: str = "0") -> None:
     """Fill the region, keep it, and stay until told to end."""
     _slow_down(float(seconds))
@@ -369,6 +385,7 @@ def _churn_keeper(root: str, seed: str) -> None:
 if __name__ == "__main__":
     {
         "load": _load,
+        "suspend": _suspend,
         "prefetch": _prefetch,
         "fill-region": _fill_region,
         "churn-region": _churn_region,

@@ -10,6 +10,7 @@ import click
 from slimgpu.cli.options import (
     ArtifactType,
     ReferenceType,
+    check_option,
     context_of,
     jobs_option,
     json_option,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 @platform_option
 @click.option("--cache", "is_cache", is_flag=True, help="SRC is what a compiler left behind, not weights.")
 @cache_options
+@check_option
 @jobs_option
 @json_option
 @click.pass_context
@@ -63,6 +65,7 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
     jobs: int | None,
     *,
     is_cache: bool,
+    check: bool,
     as_json: bool,
 ) -> None:
     """Pack the files at and below SRC to an artifact and store it.
@@ -77,7 +80,7 @@ def command(  # noqa: PLR0913, PLR0917 - the options of the command line
         raise UsageError("--cache goes together with --image, --gpu and --configuration; give all of them or none")
     context = context_of(ctx, jobs)
     attached = _descriptor(subject, platform, context) if subject is not None else None
-    result = publish(sources, destination, context, bases=bases, subject=attached, key=key)
+    result = publish(sources, destination, context, bases=bases, subject=attached, key=key, check=check)
     _print(result, as_json=as_json, quiet=ctx.obj["quiet"])
 
 

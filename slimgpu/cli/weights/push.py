@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slimgpu.cli.options import ArtifactType, context_of, goes_on, json_option
+from slimgpu.cli.options import ArtifactType, check_option, context_of, goes_on, json_option
 from slimgpu.oci.reference import RegistryReference
 from slimgpu.report.document import to_json
 from slimgpu.report.tally import Tally
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 @click.command("push")
 @click.argument("source", metavar="SRC", type=ArtifactType())
 @click.argument("destination", metavar="REF", type=ArtifactType())
+@check_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, source: Reference, destination: Reference, *, as_json: bool) -> None:
+def command(ctx: click.Context, source: Reference, destination: Reference, *, check: bool, as_json: bool) -> None:
     """Copy the artifact SRC to REF, from any store to any other, and print its digest.
 
     Every blob is checked against its digest on the way, and what REF's repository has already is not sent again, so
@@ -36,7 +37,7 @@ def command(ctx: click.Context, source: Reference, destination: Reference, *, as
     tally = Tally(context.progress)
     keeps = isinstance(destination, RegistryReference)
     with goes_on("copied") if keeps else nullcontext():
-        digest = copy_artifact(source, destination, replace(context, progress=tally))
+        digest = copy_artifact(source, destination, replace(context, progress=tally), check=check)
     if not as_json:
         click.echo(digest)
         return

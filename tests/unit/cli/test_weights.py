@@ -331,7 +331,7 @@ def test_a_command_killed_by_a_signal(packed: str, slimgpu: list[str]) -> None:
 def test_only_registries_keep_what_an_interrupted_push_has_copied(
     packed: str, destination: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object) -> str:
+    def interrupted(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("slimgpu.cli.weights.push.copy_artifact", interrupted)

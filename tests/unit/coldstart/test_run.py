@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,18 +12,37 @@ from slimgpu.errors import MissingComponentError
 from slimgpu.oci.reference import parse_reference
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _NOWHERE = parse_reference("oci:/nowhere:x")
-_ONCE_SAID = "until [ -s /proc/$$/fd/2 ]; do sleep 0.05; done;"
-"""Shell that waits for the fetch's complaint: it goes to the same file as what the shell itself would say."""
 
 
+@contextmanager
+def _errors_in(pipe: Path) -> Iterator[int]:
+    """What processes that are started now say on standard error goes to a named pipe, whose handle this is."""
+    os.mkfifo(pipe)
+    handle, before = os.open(pipe, os.O_RDWR | os.O_NONBLOCK), os.dup(2)
+    writing = os.open(pipe, os.O_WRONLY)
+    os.dup2(writing, 2)
+    try:
+        yield handle
+    finally:
+        os.dup2(before, 2)
+        for each in (handle, before, writing):
+            os.close(each)
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 42", 42), ("kill -KILL $$", 137)])
-def test_the_commands_exit_code(command: str, code: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """A fetch that fails says so, and no more."""
-    assert run_beside(_NOWHERE, ["sh", "-c", f"{_ONCE_SAID} {command}"], keep=False) == code
-    assert capfd.readouterr().err == "slimgpu: /nowhere does not exist; check the path in oci:/nowhere:x\n"
+def test_the_commands_exit_code(command: str, code: int, tmp_path: Path) -> None:
+    """A fetch that fails says so, for which the command waits, and no more."""
+    waiting = f'read -r said < {tmp_path / "pipe"}; echo "$said" > {tmp_path / "said"}; {command}'
+    with _errors_in(tmp_path / "pipe") as left:
+        assert run_beside(_NOWHERE, ["sh", "-c", waiting], keep=False) == code
+        with pytest.raises(BlockingIOError):
+            os.read(left, 1)
+    assert (tmp_path / "said").read_text() == "slimgpu: /nowhere does not exist; check the path in oci:/nowhere:x\n"
 
 
 def test_the_command_gets_our_environment_and_the_reference(tmp_path: Path) -> None:

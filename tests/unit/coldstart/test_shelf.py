@@ -63,6 +63,16 @@ def test_a_tag_that_moves(kept: Cache) -> None:
     assert list(shelf.referrers("other", f"sha256:{'1' * 64}")) == []
 
 
+def test_what_another_process_is_writing_is_passed_over(kept: Cache) -> None:
+    """Its file has another name a moment later."""
+    data, folder = artifact().raw_manifest, kept.root / FOLDER / "manifests"
+    for number in range(20):
+        (folder / f".{number}.partial").symlink_to("gone")
+    keeper = ManifestKeeper(kept.root / FOLDER)
+    assert keeper.with_config(digest_bytes(b"{}")) == data
+    assert list(keeper.all()) == [data]
+
+
 def test_what_is_asked_for_by_digest_gets_no_tag(tmp_path: Path) -> None:
     data = artifact().raw_manifest
     reference = RegistryReference("host", "m", "v1", digest_bytes(data))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slimgpu.analysis.claims import claim
 from slimgpu.errors import ImageError, UsageError
@@ -377,6 +379,8 @@ _INDEX = f"sha256:{hashlib.sha256(b'').hexdigest()}"
         ({"schema": "slimgpu.pointer.v2"}, "no pointer"),
         ({"ref": 1}, "names no weights"),
         ({"ref": "weird://x"}, "names no weights"),
+        ({"ref": "oci:\ud800"}, "names no weights"),
+        ({"root": "/\ud800"}, "no absolute path"),
         ({"index": "sha256:1"}, "no valid digest"),
         ({"index": None}, "no valid digest"),
         ({"root": "models"}, "no absolute path"),
@@ -393,6 +397,24 @@ def test_malformed_pointers(document: object, why: str) -> None:
     )
     with pytest.raises(ImageError, match=why):
         parse_pointer(data.encode())
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from([_REF, _INDEX]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["schema", "ref", "index", "root"]), _JSON), st.binary(max_size=20))
+def test_any_pointer_is_one_or_an_images_error(document: dict[str, object], noise: bytes) -> None:
+    whole = {"schema": "slimgpu.pointer.v1", "ref": _REF, "index": _INDEX, "root": "/"}
+    for data in (json.dumps({**whole, **document}).encode(), noise):
+        try:
+            pointer = parse_pointer(data)
+        except ImageError:
+            continue
+        assert parse_pointer(pointer.dump()) == pointer
 
 
 def test_labels_without_a_pointer() -> None:

@@ -195,6 +195,22 @@ def test_interrupted_it_leaves_nothing(ref: str, memory: Path, when: float) -> N
     assert left(memory) == []
 
 
+@pytest.mark.parametrize(("how", "code"), [("end", 0), ("error", 1)])
+def test_a_stream_that_a_program_ends_in_leaves_nothing(ref: str, memory: Path, how: str, code: int) -> None:
+    """Nor does the program wait for threads that have died."""
+    process = child("suspend", ref, 0.1, how)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "model.embed_tokens.weight\n"), error
+    assert left(memory) == []
+
+
+def test_a_fork_that_ends_takes_nothing_from_its_parent(ref: str, memory: Path) -> None:
+    process = child("suspend", ref, 0.1, "fork")
+    expected = digests({"lm_head.weight": memoryview(small_model()["lm_head.weight"].data)})
+    assert ended(process).split() == ["model.embed_tokens.weight", "7", expected]
+    assert left(memory) == []
+
+
 def test_a_full_memory_is_one_sentence_and_leaves_nothing(
     ref: str, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

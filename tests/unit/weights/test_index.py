@@ -295,6 +295,25 @@ def test_any_bytes_are_an_images_error(data: bytes, media_type: str) -> None:
         parse_index(media_type, data, "it")
 
 
+_TENSORS = [{**document()["tensors"][0], "name": f"t{number}"} for number in range(2000)]
+_FRAME = parse({**document(), "tensors": _TENSORS}).dump()[1]
+
+
+@given(st.data())
+@examples(150)
+def test_a_changed_frame_is_an_images_error_or_none(data: st.DataObject) -> None:
+    changed = bytearray(_FRAME)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, min(len(changed), 40)) | st.integers(0, len(changed)))
+        changed[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
+    try:
+        index = parse_index(ZSTD_INDEX_TYPE, bytes(changed), "it")
+    except ImageError as error:
+        assert "it" in str(error)  # noqa: PT017 - most fail
+    else:
+        assert parse_index(*index.dump(), "it") == index
+
+
 def test_flipped_bytes_of_a_real_index_are_an_images_error_or_none(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     name, packed = pack_into(tmp_path / "layout", tmp_path / "model")

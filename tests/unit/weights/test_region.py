@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -161,6 +161,19 @@ def test_a_chunk_that_did_not_fit_is_not_there(tmp_path: Path, index: Index) -> 
                 size = index.chunks[number].size
                 assert view[place : place + size] == noise(size, number)
         del view
+
+
+def test_a_memory_that_is_full_before_it_is_filled_is_one_sentence(tmp_path: Path, index: Index) -> None:
+    """And whoever comes when there is room again may fill it."""
+    with small_disk(tmp_path / "disk", "4m"), region_in(tmp_path / "disk" / "region", index) as region:
+        other = tmp_path / "disk" / "other"
+        with suppress(OSError):
+            other.write_bytes(bytes(5_000_000))
+        with pytest.raises(DestinationError, match=r"is full .No space left on device."), filling(region.folder):
+            pass
+        other.unlink()
+        with filling(region.folder) as ours:
+            assert ours
 
 
 def test_a_tier_that_cannot_be_made_is_one_sentence(tmp_path: Path, index: Index) -> None:

@@ -189,6 +189,7 @@ def test_a_source_that_hangs_does_not_keep_what_another_failed_at() -> None:
     schedule = Schedule(some(3), 2)
     take(schedule, 0)  # and hangs for ever, as all threads of this source
     failed = take(schedule, 1)
+    schedule.answered(1)
     schedule.give_back(failed, 1, ImageError("passing"))
     found = [take(schedule, 1), take(schedule, 1)]
     assert failed in found
@@ -196,6 +197,56 @@ def test_a_source_that_hangs_does_not_keep_what_another_failed_at() -> None:
         schedule.complete(each, 1)
     schedule.complete(take(schedule, 1), 1)
     assert schedule.wait(0) == (True, 30, 0)
+
+
+def test_who_has_never_answered_gets_one_range_at_a_time_unless_it_is_the_first() -> None:
+    schedule = Schedule(some(9), 2)
+    assert [take(schedule, source).offset for source in (0, 0, 1, 0)] == [0, 10, 20, 30]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(schedule.take, 1)
+        assert take(schedule, 0).offset == 40
+        assert not waiting.done()
+        schedule.answered(1)
+        found = waiting.result()
+    assert found is not None
+    assert found.offset == 50
+
+
+def test_who_refuses_is_asked_again_and_who_lacks_a_range_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAUSE", 1000.0)
+    schedule = Schedule(some(9), 2)
+    first = take(schedule, 1)
+    schedule.give_back(first, 1, ImageError("refused"))
+    second = take(schedule, 1)
+    assert second is not first
+    schedule.give_back(second, 1, NotFoundError("no"))
+    assert [take(schedule, 1).offset for _ in range(2)] == [20, 30]
+
+
+def test_a_dead_source_gets_no_second_range_when_its_first_was_had_elsewhere() -> None:
+    schedule = Schedule(some(3), 2)
+    schedule.answered(0)
+    held = take(schedule, 1)
+    for each in (take(schedule, 0), take(schedule, 0), take(schedule, 0)):
+        schedule.complete(each, 0)
+    assert held.done
+    schedule.add(Range(0, 99, 1, [99]))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(schedule.take, 1)
+        schedule.complete(take(schedule, 0), 0)
+        assert waiting.result() is None
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_what_comes_first_does_not_wait_for_who_has_never_answered(dead: int) -> None:
+    """Even while there is more to fetch."""
+    schedule = Schedule(some(10_000), 2)
+    held, alive = take(schedule, dead), 1 - dead
+    schedule.answered(alive)
+    while (each := take(schedule, alive)) is not held:
+        threading.Event().wait(0.001)
+        schedule.complete(each, alive)
+    assert schedule.wait(0)[2] > 1
 
 
 def test_stopping_and_failing_end_every_thread() -> None:

@@ -31,6 +31,7 @@ from tests.support.weight_files import (
     storage,
     typed_view,
     view,
+    widened,
 )
 
 _UNTYPED = storage("2", 8, "torch.storage.UntypedStorage")
@@ -56,6 +57,7 @@ FILES = {
         bytes(200),
     ),
     "m.pt": checkpoint(_STATE, {"0": bytes(96), "1": bytes(32), "2": bytes(8), "3": bytes(8)}),
+    "wide.pt": widened(checkpoint({"w": view(storage("0", 24), (4, 6))}, {"0": bytes(96)})),
     "m.onnx": onnx(
         onnx_tensor("f", 1, (3, 4), bytes(48)),
         onnx_tensor("i4", 22, (5,), bytes(3)),
