@@ -34,6 +34,7 @@ for fails in (lambda: torch.load("/no/such"), lambda: torch.zeros(1, device="cud
         fails()
     except Exception as error:
         print(type(error), error)
+print(torch.cuda._lazy_init is torch.cuda.random._lazy_init is torch.cuda.memory._lazy_init)
 print(torch.cuda.is_available(), torch.cuda.is_initialized())
 child = os.fork()
 if not child:

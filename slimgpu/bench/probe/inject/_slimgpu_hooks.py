@@ -120,7 +120,10 @@ class Hooks:
 
     def _replace(self, holder: "Any", attribute: str, stage: str, module: "Any") -> None:
         try:
-            setattr(holder, attribute, self._timed(vars(holder)[attribute], stage, module, holder))
+            found = vars(holder)[attribute]
+            timed = self._timed(found, stage, module, holder)
+            for other in [holder, *_takers(holder, attribute, found)]:
+                setattr(other, attribute, timed)
         except Exception:
             return  # another version of the framework, which has it elsewhere
 
@@ -258,6 +261,13 @@ class _Opened:
 
     def __reduce_ex__(self, protocol: "Any") -> "Any":
         return self._opened.__reduce_ex__(protocol)
+
+
+def _takers(module: "Any", attribute: str, found: "Any") -> "list[Any]":
+    """The modules inside of a package that took a function from it while it was imported, as torch.cuda.memory does."""
+    inside = getattr(module, "__name__", "") + "."
+    modules = [value for name, value in list(sys.modules.items()) if name.startswith(inside)]
+    return [value for value in modules if getattr(value, "__dict__", {}).get(attribute) is found]
 
 
 def _opener(original: type, depth: _Depth, tell: "Any") -> type:
