@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from slimgpu.weights import region as regions
 from slimgpu.weights.artifact import open_weights
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from slimgpu.oci.reference import Reference
     from slimgpu.store.context import Context
+    from slimgpu.weights.index import Index
 
 _GPU: Final = Path("/proc/driver/nvidia/version")
 
@@ -66,13 +67,17 @@ def prefetched(
     """All of the artifact that ``reference`` names in memory, or its cache's disk where memory is too small.
 
     ``keep`` leaves it there when the block ends; else it goes, unless another process uses or keeps it. ``planes``
-    leaves merging to the program's GPU; ``begun`` is set as soon as there is something to fetch into. Interrupted,
+    leaves merging to the program's GPU; ``begun`` is set before anything is made that has to go again. Interrupted,
     what has been fetched stays as long as ``keep`` says, and the next start goes on. Raises what opening an artifact
     raises, and `DestinationError` when there is no room.
     """
     began = time.monotonic()
-    with attached(reference, context, _all_chunks, keep=keep) as filling:
-        begun.set()
+
+    def all_chunks(index: Index) -> range:
+        begun.set()  # from now on there is something to tidy up
+        return range(len(index.chunks))
+
+    with attached(reference, context, all_chunks, keep=keep) as filling:
         index, region = filling.region.index, filling.region
         missing = sum(index.chunks[number].stored for number in filling.wanted if not region.has(number))
         with filling.running(planes=planes):
@@ -101,7 +106,3 @@ def _taken(folder: Path) -> int:
         for file in folder.iterdir():
             size += file.stat().st_blocks * 512
     return size
-
-
-def _all_chunks(index: Any) -> range:
-    return range(len(index.chunks))
